@@ -1,0 +1,50 @@
+# The two commands a newcomer needs: make run, make test. Each does its own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run test demo bench crash lock lint clean
+
+setup: .venv/.installed
+
+.venv/.installed: deploy/requirements.lock pyproject.toml deploy/debian-packages
+	@sh deploy/install-debian run
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --require-hashes -r deploy/requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.installed deploy/requirements-dev.lock
+	$(BIN)/python -m pip install -q --require-hashes -r deploy/requirements-dev.lock
+	@touch $@
+
+run: setup
+	@mkdir -p var/ged/macon-dupont
+	$(BIN)/welyb-relay serve
+
+test: .venv/.dev
+	@sh deploy/install-debian test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+demo: setup
+	$(BIN)/welyb-relay demo
+
+bench: .venv/.dev
+	@sh deploy/install-debian bench
+	$(BIN)/python -m tests.bench
+
+# Hashes, and no index address: the lock works with whatever registry the machine is set up for.
+COMPILE := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate
+lock: .venv/.dev
+	$(COMPILE) -o deploy/requirements.lock pyproject.toml
+	$(COMPILE) --extra dev -c deploy/requirements.lock -o deploy/requirements-dev.lock pyproject.toml
+
+clean:
+	rm -rf .venv var *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

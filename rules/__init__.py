@@ -1,0 +1,21 @@
+"""The questions this product answers, one line each: a new question starts as a line here.
+
+A rule takes facts and gives back a decision, both frozen values. It has no socket, file, database, clock or dice:
+`now` and randomness are arguments. The SMTP server, the milter and the quarter-hour run ask the same functions.
+
+| question                                                        | answered by                       |
+|-----------------------------------------------------------------|-----------------------------------|
+| What does this MAIL or RCPT argument say?                       | `path.parse`                      |
+| Where does mail for this address go?                            | `address.route`                   |
+| Which Welyb address stands for this collector, and back?        | `address.to_welyb`, `to_collector`|
+| May this peer send there?                                       | `access.may_send`                 |
+| Is this part of a mail a document, and do we take it?           | `attachment.judge`                |
+| What is this document called, and in which folder does it go?   | `filing.safe_name`, `filing.folder` |
+| Which slug is this client's?                                    | `filing.slug`                     |
+| What changed in this connected folder, and what does it mean?   | `deposit.decide`                  |
+| May this delivery change so, and when is its next attempt?      | `lifecycle.after`, `reschedule`   |
+| When is the next run, and was one missed?                       | `lifecycle.next_run`, `catch_up`  |
+| What does this answer of the far side mean, and for how much?   | `outcome.of_reply`, `of_fault`    |
+| Is this a bounce, and of what?                                  | `bounce.read`                     |
+| In which words do we say so?                                    | `replies`                         |
+"""
