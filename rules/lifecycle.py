@@ -41,6 +41,7 @@ class Change(StrEnum):
     SUSPEND = "suspend"  # a rule holds it: a version, an origin that must not be sent back
     MATCH = "match"  # it turned out to be the same as one sent or on its way
     BOUNCE = "bounce"
+    REVIVE = "revive"  # the one it was the same as came to nothing
 
 
 _S, _C = State, Change
@@ -60,6 +61,7 @@ TRANSITIONS: dict[Change, tuple[frozenset[State], State]] = {
     _C.SUSPEND: (frozenset({_S.WAITING}), _S.HELD),
     _C.MATCH: (frozenset({_S.WAITING}), _S.DUPLICATE),
     _C.BOUNCE: (frozenset({_S.SENT}), _S.BOUNCED),
+    _C.REVIVE: (frozenset({_S.DUPLICATE}), _S.WAITING),
 }
 
 POSTMASTER = (_C.HOLD, _C.RELEASE, _C.DROP, _C.RETRY)
@@ -123,6 +125,6 @@ def reschedule(
 
     The next try falls on the grid, since nothing leaves between runs. `warn` is true once `warn_after` has passed.
     """
-    # Half a step of slack: a run that took two minutes still gets the next quarter, not the one after it.
-    due_at = grid_at_or_after(now + backoff(attempts) - every / 2, every)
+    # Counted from the run before, so that one which took two minutes still gets the next quarter, not the one after it.
+    due_at = next_run(now + max(backoff(attempts) - every, timedelta()), every)
     return Schedule(due_at, give_up=now >= expires_at, warn=now - created_at >= warn_after)

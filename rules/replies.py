@@ -231,7 +231,16 @@ HISTORY: dict[str, tuple[str, str]] = {
         "Adresse incorrecte : saisissez meg+nomsociete@welyb.fr ou meg+achats+nomsociete@welyb.fr.",
         "Wrong address: type meg+company@welyb.fr or meg+achats+company@welyb.fr.",
     ),
+    "replaced": (
+        "Modifié avant l'envoi : les nouveaux octets partent à sa place ({by}).",
+        "Changed before it was sent: the new bytes go in its place ({by}).",
+    ),
+    "connection-doubt": (
+        "Dossier connecté douteux ({doubt}) : rien n'en est conclu. Vérifiez que son disque est monté.",
+        "Connected folder in doubt ({doubt}): nothing is concluded from it. See that its disk is mounted.",
+    ),
     # why a part of a mail is not a document
+    "skip-text": ("texte du message", "text of the message"),
     "skip-signature": ("signature électronique", "digital signature"),
     "skip-calendar": ("invitation de calendrier", "calendar invitation"),
     "skip-vcard": ("carte de visite", "contact card"),
@@ -250,27 +259,25 @@ class _Facts(dict[str, object]):
     """Facts with what the sentences derive from them; an absent one shows as "?", for an old row must stay readable."""
 
     def __missing__(self, key: str) -> object:
-        for name in ("size", "limit"):
-            if name in self:
-                number = int(str(self[name]))
-                derived = {
-                    f"{name}_spaced": f"{number:,}".replace(",", "\u202f"),
-                    f"{name}_mo": _millions(number, ","),
-                    f"{name}_mb": _millions(number, "."),
-                }
-                if key in derived:
-                    return derived[key]
-        return "?"
+        name, _, form = key.rpartition("_")
+        if name not in ("size", "limit") or name not in self or form not in ("spaced", "mo", "mb"):
+            return "?"
+        number = int(str(self[name]))
+        if form == "spaced":
+            return f"{number:,}".replace(",", "\u202f")
+        shown = _exact(number) if name == "limit" else _rounded(number, int(str(self.get("limit", 0))))
+        return shown.replace(".", "," if form == "mo" else ".")
 
 
-def _millions(number: int, point: str) -> str:
-    """10000000 → "10"; 11000000 → "11,0"; 10000001 → "10,000001": never rounded to the wrong side of a limit."""
-    if number % 1_000_000 == 0 and number <= 10_000_000:
-        return str(number // 1_000_000)
-    tenth = f"{number / 1_000_000:.1f}"
-    exact = f"{number / 1_000_000:.6f}".rstrip("0")
-    shown = tenth if number % 100_000 == 0 or number > 10_050_000 else exact
-    return shown.replace(".", point)
+def _exact(number: int) -> str:
+    """Millions: 10000000 → "10"; 10485760 → "10.48576"."""
+    return f"{number / 1_000_000:.6f}".rstrip("0").rstrip(".")
+
+
+def _rounded(number: int, limit: int) -> str:
+    """Millions: 11000000 → "11.0", but 10000001 → "10.000001": never rounded to the wrong side of a limit."""
+    tenth = round(number / 100_000)
+    return _exact(number) if number > limit >= tenth * 100_000 else f"{tenth / 10:.1f}"
 
 
 def refused_documents(refused: Sequence[tuple[str, Reason]]) -> Reply:
@@ -282,13 +289,14 @@ def refused_documents(refused: Sequence[tuple[str, Reason]]) -> Reply:
     code, enhanced, _, _ = _DOCUMENT[order[0][1].code]
     lines = [_document_line(name, reason) for name, reason in order[:MAX_FILES]]
     if len(order) > MAX_FILES:
-        lines.append(f"et {len(order) - MAX_FILES} autres fichiers refuses (and {len(order) - MAX_FILES} more)")
+        more = len(order) - MAX_FILES
+        lines.append(f"et {more} autre{'s' * (more > 1)} fichier{'s' * (more > 1)} (and {more} more)")
     return Reply(code, enhanced, tuple(lines))
 
 
 def _document_line(name: str, reason: Reason) -> str:
     text = _DOCUMENT[reason.code][3].format_map(_Facts(reason.facts or {}))
-    return f"{to_ascii(name)[:200]} : {text}"
+    return f"{to_ascii(name)[:200] or '(sans nom)'} : {text}"
 
 
 # --- ASCII ----------------------------------------------------------------------------------------------------------

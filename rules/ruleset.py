@@ -78,8 +78,10 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f'« {text} » is not a size: write "10 MB", "10 MiB" or "20 kB"')
     number, unit, binary = match.groups()
-    power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[unit]
-    return round(float(number.replace(",", ".")) * (1024 if binary else 1000) ** power)
+    factor = 1
+    for _ in range(" kMG".index(unit.replace("K", "k") or " ")):
+        factor *= 1024 if binary else 1000
+    return round(float(number.replace(",", ".")) * factor)
 
 
 def load(text: str, source: str) -> RuleSet:

@@ -1,0 +1,485 @@
+"""The one way in: facts → rules → spool + store → reply. The SMTP server and the milter both come through here.
+
+Knows alone: what happens to a mail between its last byte and its 250. It never answers 250 before relay.commit says the
+bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
+"""
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from email.utils import parseaddr
+from typing import Any, BinaryIO, cast
+
+from sqlite_utils import Database
+
+from relay import clock, ids, log
+from relay.commit import Writer
+from relay.compose import LOOP_HEADER
+from relay.config import Config
+from relay.directory import Directory, Unclear, Unknown
+from relay.examine import examine, is_only_text
+from relay.mime import Message, Part, Scanner
+from relay.mime import decoded as decoded_part
+from relay.spool import Incoming, Spool
+from relay.store import intake
+from relay.store.directory import Client
+from rules import access, address, attachment, bounce, filing, lifecycle, path, replies
+from rules.attachment import Content, Document, Refuse, Skip
+from rules.lifecycle import State
+from rules.replies import Reason, Reply
+from rules.ruleset import Rule, RuleSet
+
+MAX_RECEIVED = 50  # RFC 5321 §6.3 asks for at least 100 hops; a collector is never that far from us
+MAX_REPORT = 1 << 20  # bytes of a mail to retours+ that are looked at
+LEAST_FREE = 0.05  # of the spool's blocks and inodes
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the session knows of a mail before its first byte."""
+
+    peer: access.Peer
+    helo: str
+    protocol: str
+    tls: str
+    sender: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """An accepted RCPT: where it leads, how it was typed, and its client where it files."""
+
+    route: address.Relay | address.File | address.Postmaster | address.Bounce
+    typed: str
+    client: Client | None = None
+
+    @property
+    def address(self) -> str:
+        return self.route.address
+
+    @property
+    def rule(self) -> Rule | None:
+        route = self.route
+        return route.rule if isinstance(route, address.Relay | address.File) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A part of the mail, what its bytes say, and what becomes of it under the strictest of the rules in play."""
+
+    part: Part
+    content: Content
+    verdict: attachment.Verdict
+    name: str
+
+
+class Intake:
+    """One per process; it holds what every mail needs and nothing of any one mail."""
+
+    def __init__(
+        self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Writer, directory: Directory, token_key: bytes
+    ) -> None:
+        self.config = config
+        self.ruleset = ruleset
+        self.spool = spool
+        self.writer = writer
+        self.directory = directory
+        self.token_key = token_key
+        self.trusted = access.networks(config.smtp.trusted_networks)
+        self.on_filings: Callable[[], None] = lambda: None
+        self._under_way: set[asyncio.Task[Reply]] = set()
+        self._free_until = 0.0
+        self._full = False
+
+    def adopt(self, config: Config, ruleset: RuleSet) -> None:
+        """Settings and rules read again: for the next conversation."""
+        self.config, self.ruleset = config, ruleset
+        self.trusted = access.networks(config.smtp.trusted_networks)
+
+    def peer(self, ip: str) -> access.Peer:
+        return access.Peer(ip, access.is_trusted(ip, self.trusted))
+
+    def disk_is_low(self) -> bool:
+        """Asked at MAIL; the answer is kept for a second."""
+        now = clock.now().timestamp()
+        if now > self._free_until:
+            self._full = min(self.spool.free()) < LEAST_FREE
+            self._free_until = now + 1
+        return self._full
+
+    async def recipient(self, argument: path.Path, peer: access.Peer) -> Recipient | Reply:
+        """One RCPT, judged alone (domain.md §4): headers never decide, and neither do the other recipients."""
+        domain = self.config.relay.domain
+        route = address.route(argument, self.ruleset, domain, self.directory.registered())
+        if isinstance(route, address.Refuse):
+            return route.reply
+        allowed = access.may_send(route, peer)
+        if isinstance(allowed, access.Refuse):
+            return allowed.reply
+        if isinstance(route, address.Bounce) and not ids.is_token(self.token_key, route.token):
+            return replies.UNKNOWN
+        client = None
+        if isinstance(route, address.File):
+            found = await self.directory.client(route.client)
+            if isinstance(found, Unknown):
+                return replies.UNKNOWN
+            if isinstance(found, Unclear):
+                log.client_unclear(route.client, found.why)
+                return replies.TROUBLE
+            client = found
+        return Recipient(route, argument.address or "postmaster", client)
+
+    def track(self, work: Coroutine[Any, Any, Reply]) -> "asyncio.Task[Reply]":
+        """A commit under way, kept until it is over whatever happens to its session."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def settled(self) -> None:
+        """Until no commit is under way: the last thing before the writer stops."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    def begin(self, envelope: Envelope, recipients: Sequence[Recipient]) -> "Transaction":
+        return Transaction(self, envelope, tuple(recipients))
+
+
+class Transaction:
+    """One mail arriving. `feed` its bytes (RFC 5321's mail data, unstuffed), then `finish` or `abort`."""
+
+    def __init__(self, door: Intake, envelope: Envelope, recipients: tuple[Recipient, ...]) -> None:
+        self._door = door
+        self._envelope = envelope
+        self._recipients = recipients
+        self._now = clock.now()
+        self.id = ids.new(self._now)
+        self._scanner = Scanner()
+        self._incoming: Incoming = door.spool.incoming(self.id, self._now.date().isoformat())
+
+    @property
+    def size(self) -> int:
+        return self._incoming.size
+
+    def feed(self, data: bytes) -> None:
+        """Raises OSError when the spool cannot take them."""
+        self._incoming.write(data)
+        self._scanner.feed(data)
+
+    def abort(self) -> None:
+        self._incoming.discard()
+
+    async def finish(self) -> Reply:
+        """The answer to the end of the mail data. A client that hangs up now does not stop the commit."""
+        return await asyncio.shield(self._door.track(self._conclude()))
+
+    async def _conclude(self) -> Reply:
+        try:
+            return await self._finish()
+        except Exception as error:
+            self.abort()
+            log.trouble(self.id, error)
+            return replies.TROUBLE
+
+    async def _finish(self) -> Reply:
+        message = self._scanner.close()
+        refused = _structure(message, self._door.config.relay.domain)
+        if refused is not None:
+            self.abort()
+            return refused
+        judged = await self._judge(message)
+        refused = self._content(judged)
+        if refused is not None:
+            await self._record_refusal(message, judged, refused)
+            self.abort()
+            return refused
+        return await self._commit(message, judged)
+
+    # --- content ----------------------------------------------------------------------------------------------------
+
+    def _rules(self) -> list[Rule]:
+        rules = {r.rule.name: r.rule for r in self._recipients if r.rule is not None}
+        return list(rules.values())
+
+    async def _judge(self, message: Message) -> list[Judged]:
+        """Every part, under the rule that refuses it if any does; without a rule (postmaster) nothing is refused."""
+        judged: list[Judged] = []
+        for part in message.parts:
+            if attachment.is_text_of_message(part.leaf) and is_only_text(part.head, part.tail):
+                continue
+            content = await self._examine(part)
+            verdicts = [attachment.judge(content, r, leaf=part.leaf, cids=message.cids) for r in self._rules()]
+            verdict = next((v for v in verdicts if isinstance(v, Refuse)), verdicts[0] if verdicts else Skip(None))
+            judged.append(Judged(part, content, verdict, self._name(part, content, len(judged) + 1)))
+        return judged
+
+    async def _examine(self, part: Part) -> Content:
+        def reopen() -> BinaryIO:
+            return _seekable(decoded_part(self._incoming.read, part.spans))
+
+        def look() -> Content:
+            return examine(size=part.size, sha256=part.sha256, head=part.head, tail=part.tail, reopen=reopen)
+
+        # Of a large document that is not plainly a PDF the whole may have to be read.
+        heavy = part.size > 1 << 20 and not part.head.startswith(b"%PDF")
+        return await asyncio.to_thread(look) if heavy else look()
+
+    def _name(self, part: Part, content: Content, serial: int) -> str:
+        received = self._now.astimezone(self._door.config.zone).date()
+        return filing.safe_name(part.leaf.name, type=content.type, serial=serial, date=received)
+
+    def _content(self, judged: Sequence[Judged]) -> Reply | None:
+        """All or nothing: one refused document refuses the mail, for every recipient."""
+        refused = [(j.part.leaf.name or j.name, j.verdict.reason) for j in judged if isinstance(j.verdict, Refuse)]
+        if refused:
+            return replies.refused_documents(refused)
+        wanted = any(rule.documents == "required" for rule in self._rules())
+        if wanted and not any(isinstance(j.verdict, Document) for j in judged):
+            return replies.NO_DOCUMENT
+        return None
+
+    async def _record_refusal(self, message: Message, judged: Sequence[Judged], reply: Reply) -> None:
+        envelope = self._envelope
+        refusal = intake.Refusal(
+            id=self.id,
+            at=clock.stamp(self._now),
+            peer=envelope.peer.ip,
+            helo=envelope.helo,
+            sender=envelope.sender,
+            recipients=tuple(r.typed for r in self._recipients),
+            message_id=message.header("message-id") or "",
+            documents=tuple(_refused_facts(j) for j in judged),
+            reply=f"{reply.code} {reply.enhanced} {reply.text()}",
+        )
+        await self._door.writer.write(lambda db, _: intake.record_refusal(db, refusal))
+        log.refused(self.id, reply)
+
+    # --- commit -----------------------------------------------------------------------------------------------------
+
+    async def _commit(self, message: Message, judged: Sequence[Judged]) -> Reply:
+        accepted = await self._accepted(message, judged)
+        body = self._incoming.small
+        key = "" if body is not None else await asyncio.to_thread(self._incoming.settle)
+
+        def add(db: Database, appended: str) -> intake.Committed:
+            placed = replace(accepted.message, spool=appended or key)
+            return intake.commit(db, replace(accepted, message=placed))
+
+        try:
+            committed = await self._door.writer.write(add, body)
+        except BaseException:
+            self._forget(key)
+            raise
+        peer = self._envelope.peer.ip
+        if committed.added:
+            log.accepted(committed.message, size=message.size, peer=peer, deliveries=len(accepted.deliveries))
+        else:
+            self._forget(key)
+            log.repeated(committed.message, peer=peer)
+        if committed.filings:
+            self._door.on_filings()
+        return replies.accepted(committed.message)
+
+    def _forget(self, key: str) -> None:
+        self._incoming.discard()
+        if key:
+            with contextlib.suppress(OSError):  # start-up removes files that no row refers to
+                self._door.spool.remove(key)
+
+    async def _accepted(self, message: Message, judged: Sequence[Judged]) -> intake.Accepted:
+        documents = tuple(self._document(number, j) for number, j in enumerate(judged, 1))
+        deliveries = _Deliveries(self, message, documents)
+        for recipient in self._recipients:
+            deliveries.add(recipient)
+        return intake.Accepted(
+            message=self._message(message),
+            recipients=tuple({r.address: self._recipient(r) for r in self._recipients}.values()),
+            documents=documents,
+            deliveries=tuple(deliveries.made),
+            bounces=await self._bounces(),
+        )
+
+    def _message(self, message: Message) -> intake.NewMessage:
+        envelope = self._envelope
+        return intake.NewMessage(
+            id=self.id,
+            received_at=clock.stamp(self._now),
+            message_id=message.header("message-id") or "",
+            content_hash=message.content_hash,
+            size=message.size,
+            peer=envelope.peer.ip,
+            helo=envelope.helo,
+            protocol=envelope.protocol,
+            sender=envelope.sender,
+            trusted=int(envelope.peer.trusted),
+            tls=envelope.tls,
+            body="8bit" if message.eight_bit else "7bit",
+            spool="",
+            origin=self._origin(message),
+        )
+
+    def _origin(self, message: Message) -> str:
+        """The application this mail came from, by From or envelope, whatever rule names it as an origin; else ""."""
+        origins = {domain for rule in self._door.ruleset.rules for domain in rule.origins}
+        claimed = (self._envelope.sender, parseaddr(message.header("from") or "")[1])
+        return next((d for d in (c.rpartition("@")[2].lower() for c in claimed) if d in origins), "")
+
+    def _recipient(self, recipient: Recipient) -> intake.NewRecipient:
+        kind = type(recipient.route).__name__.lower()
+        return intake.NewRecipient(
+            recipient.address, recipient.typed, kind, recipient.rule.name if recipient.rule else ""
+        )
+
+    def _document(self, number: int, j: Judged) -> intake.NewDocument:
+        spans = json.dumps([[s.offset, s.length, s.encoding] for s in j.part.spans])
+        flags = ",".join(j.verdict.flags) if isinstance(j.verdict, Document) else ""
+        skipped = (j.verdict.reason or Reason("skip-text")) if isinstance(j.verdict, Skip) else None
+        return intake.NewDocument(
+            f"{self.id}.{number}", j.content.sha256, j.name, j.content.type, j.content.size, spans, flags, skipped
+        )
+
+    async def _bounces(self) -> tuple[tuple[str, bounce.Bounce | None], ...]:
+        tokens = [r.route.token for r in self._recipients if isinstance(r.route, address.Bounce)]
+        if not tokens:
+            return ()
+        read = bounce.read(self._incoming.read(0, MAX_REPORT))
+        report = read if isinstance(read, bounce.Bounce) else None
+        return tuple((token, report) for token in tokens)
+
+    @property
+    def door(self) -> Intake:
+        return self._door
+
+    @property
+    def envelope(self) -> Envelope:
+        return self._envelope
+
+    @property
+    def now(self) -> datetime:
+        return self._now
+
+
+class _Deliveries:
+    """What one mail gives rise to: one sending per collector, one filing per document and client."""
+
+    def __init__(self, of: Transaction, message: Message, documents: Sequence[intake.NewDocument]) -> None:
+        config = of.door.config
+        self.made: list[intake.NewDelivery] = []
+        self._of = of
+        self._message = message
+        self._documents = tuple(d.id for d in documents if d.skipped is None)
+        self._sizes = {d.id: d.size for d in documents}
+        self._targets: set[str] = set()
+        due_at = lifecycle.next_run(of.now, config.run.every)
+        self._created, self._due = clock.stamp(of.now), clock.stamp(due_at)
+        self._expires = clock.stamp(of.now + config.delivery.give_up_after)
+        # One token a transaction; the null sender stays null, for nobody waits for that answer (RFC 5321 §4.5.5).
+        self._token = ids.token(of.door.token_key) if of.envelope.sender else ""
+        self._sender = f"{address.BOUNCE_PREFIX}{self._token}@{config.relay.domain}" if self._token else ""
+
+    def add(self, recipient: Recipient) -> None:
+        match recipient.route:
+            case address.Relay(rule=rule, collector=collector, client=client):
+                self._send(recipient, collector, rule, client=client)
+            case address.Postmaster():
+                postmaster = self._of.door.config.relay.postmaster or recipient.address
+                self._send(recipient, postmaster, None, client="")
+            case address.File(rule=rule):
+                self._file(recipient, rule)
+            case address.Bounce():
+                pass  # an event of the delivery it reports on
+
+    def _send(self, recipient: Recipient, target: str, rule: Rule | None, *, client: str) -> None:
+        if target.lower() in self._targets:
+            return  # the same RCPT twice, or two spellings of one collector: stored once
+        self._targets.add(target.lower())
+        kept = rule is None and not self._of.door.config.relay.postmaster
+        self.made.append(
+            replace(
+                self._blank(recipient),
+                kind="send",
+                route=rule.name if rule else "postmaster",
+                client=client,
+                target=target,
+                state=State.HELD if kept else State.WAITING,
+                reason=Reason("kept") if kept else None,
+                sender=self._sender,
+                token=self._token,
+                outbound_message_id=self._message.header("message-id") or "",
+                size=self._message.size,
+                documents=self._documents,
+                origins=rule.origins if rule else frozenset(),
+            )
+        )
+
+    def _file(self, recipient: Recipient, rule: Rule) -> None:
+        client = recipient.client.slug if recipient.client else ""
+        if f"file:{client}" in self._targets:
+            return
+        self._targets.add(f"file:{client}")
+        for document in self._documents:
+            blank = replace(self._blank(recipient), route=rule.name, client=client, target=recipient.address)
+            self.made.append(replace(blank, documents=(document,), size=self._sizes[document], due_at=self._created))
+
+    def _blank(self, recipient: Recipient) -> intake.NewDelivery:
+        return intake.NewDelivery(
+            id=f"{self._of.id}-{len(self.made) + 1}",
+            kind="file",
+            route="",
+            client="",
+            recipient=recipient.address,
+            target="",
+            state=State.WAITING,
+            reason=None,
+            created_at=self._created,
+            due_at=self._due,
+            expires_at=self._expires,
+            sender="",
+            token="",
+            outbound_message_id="",
+            size=0,
+            documents=(),
+        )
+
+
+_PROBLEMS = {
+    "header-too-big": replies.HEADER_TOO_BIG,
+    "too-many-parts": replies.TOO_MANY_PARTS,
+    "too-deep": replies.TOO_DEEP,
+    "fragment": replies.FRAGMENT,
+}
+
+
+def _structure(message: Message, domain: str) -> Reply | None:
+    """What is wrong with the message as a whole, before any document of it is looked at."""
+    if message.bare_newline:
+        return replies.BARE_NEWLINE
+    if message.problem:
+        return _PROBLEMS[message.problem]
+    loop = LOOP_HEADER.lower()
+    ours = any(name == loop and value.strip().lower() == domain.encode() for name, value in message.headers)
+    return replies.LOOP if ours or message.received_count > MAX_RECEIVED else None
+
+
+def _refused_facts(j: Judged) -> dict[str, object]:
+    reason = intake.reason_facts(j.verdict.reason if isinstance(j.verdict, Refuse | Skip) else None)
+    return {
+        "name": j.part.leaf.name or j.name,
+        "sha256": j.content.sha256,
+        "size": j.content.size,
+        "type": j.content.type,
+        "reason": reason,
+    }
+
+
+def _seekable(chunks: Iterable[bytes]) -> BinaryIO:
+    """A document to look around in: in memory while small."""
+    file = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # noqa: SIM115  # examine closes it
+    for chunk in chunks:
+        file.write(chunk)
+    file.seek(0)
+    return cast(BinaryIO, file)

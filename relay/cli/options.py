@@ -1,0 +1,170 @@
+"""What many verbs share: the settings, the store, the filters of a listing, the manners of a change."""
+
+import getpass
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from relay import clock, config
+from relay.cli.language import t
+from relay.cli.output import fail
+from rules.lifecycle import State, next_run
+from rules.ruleset import RuleError
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+    from relay.store.delivery import Order
+    from relay.store.listing import Filter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help=t("un objet JSON par ligne", "one JSON object a line")
+)
+reason_option = click.option("--reason", default="", metavar="TEXT", help=t("pourquoi (pour l'historique)", "why"))
+yes_option = click.option("--yes", is_flag=True, help=t("ne pas demander confirmation", "do not ask"))
+
+
+def settings(ctx: click.Context) -> config.Config:
+    """The settings named on the command line, or exit 2 with what is wrong."""
+    try:
+        return config.load(config.find(ctx.obj))
+    except config.ConfigError as error:
+        raise fail(str(error), 2) from None
+
+
+def rules(settings_: config.Config) -> Any:
+    try:
+        return config.load_rules(settings_)
+    except (RuleError, config.ConfigError) as error:
+        raise fail(str(error), 2) from None
+
+
+@contextmanager
+def reading(settings_: config.Config) -> "Iterator[Database]":
+    """The store, read-only; exit 3 where there is none."""
+    from relay.store.database import NoStore, StoreError, open_for_reading
+
+    try:
+        db = open_for_reading(settings_.database)
+    except NoStore as error:
+        raise fail(str(error), 3) from None
+    except StoreError as error:
+        raise fail(str(error), 1) from None
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+@contextmanager
+def changing(settings_: config.Config) -> "Iterator[Database]":
+    """The store for a change, as the owner of the data folder; exit 3 where there is none."""
+    from relay.daemon import take_identity
+    from relay.store.database import NoStore, StoreError, open_existing
+
+    take_identity(settings_.relay.data)
+    try:
+        db = open_existing(settings_.database)
+    except NoStore as error:
+        raise fail(str(error), 3) from None
+    except StoreError as error:
+        raise fail(str(error), 1) from None
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def filters(function: F) -> F:
+    """--state --client --collector --sender --since --id --limit --after, gathered into one `wanted`."""
+
+    @click.option("--state", "states", multiple=True, metavar="STATE", help=", ".join(State))
+    @click.option("--client", default="", metavar="SLUG")
+    @click.option("--collector", default="", metavar="ADDRESS")
+    @click.option("--sender", default="", metavar="ADDRESS")
+    @click.option("--since", default="", metavar="WHEN", help=t('date ISO, ou "2 hours"', 'ISO date, or "2 hours"'))
+    @click.option("--id", "ids", multiple=True, metavar="ID", help=t("envoi, message ou document", "of anything"))
+    @click.option("--limit", type=click.IntRange(1), default=None)
+    @click.option("--after", default="", metavar="ID", help=t("après cette ligne", "after this row"))
+    @click.pass_context
+    def wrapped(ctx: click.Context, /, **given: Any) -> Any:
+        names = ("states", "client", "collector", "sender", "since", "ids", "limit", "after")
+        wanted = _filter(**{name: given.pop(name) for name in names})
+        return ctx.invoke(function, wanted=wanted, **given)
+
+    wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
+    wrapped.__click_params__ = [*getattr(function, "__click_params__", []), *wrapped.__click_params__]  # type: ignore[attr-defined]
+    return wrapped  # type: ignore[return-value]  # as click's decorators do
+
+
+def _filter(**given: Any) -> "Filter":
+    from relay.store.listing import STATUS, Filter
+
+    states = [name for text in given["states"] for name in text.split(",") if name]
+    for name in states:
+        if name not in set(State) | set(STATUS.values()) | {"modified"}:
+            raise click.BadParameter(t(f"état inconnu : {name}", f"no such state: {name}"), param_hint="--state")
+    meant = [state for name in states for state in _states(name)]
+    return Filter(**{**given, "states": tuple(meant), "since": _since(given["since"]), "ids": tuple(given["ids"])})
+
+
+def _states(name: str) -> Sequence[str]:
+    """The states behind a name: a state, or a status as the firm sees it."""
+    from relay.store.listing import STATUS
+
+    if name in set(State):
+        return [name]
+    return ["held"] if name == "modified" else [state for state, status in STATUS.items() if status == name]
+
+
+def _since(text: str) -> str:
+    if not text:
+        return ""
+    try:
+        return clock.stamp(clock.now() - config.parse_duration(text))
+    except ValueError:
+        pass
+    try:
+        instant = clock.instant(text)
+    except ValueError:
+        raise click.BadParameter(t(f"date illisible : {text}", f"no date: {text}"), param_hint="--since") from None
+    return clock.stamp(instant if instant.tzinfo else instant.astimezone())
+
+
+def actor() -> str:
+    """Who gives an order, for the history."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def order(settings_: config.Config, why: str) -> "Order":
+    from relay.store.delivery import Order
+
+    now = clock.now()
+    return Order(
+        actor(),
+        why,
+        clock.stamp(now),
+        due_at=clock.stamp(min(next_run(now, settings_.run.every), now + timedelta(days=1))),
+        expires_at=clock.stamp(now + settings_.delivery.give_up_after),
+    )
+
+
+def confirm(count: int, what: str, yes: bool) -> None:
+    """Asks before anything that touches more than one; without a terminal and without --yes: exit 2."""
+    if count <= 1 or yes:
+        return
+    question = t(f"{count} envois : {what} ?", f"{count} deliveries: {what}?")
+    if not sys.stdin.isatty():
+        raise fail(f"{question} {t('Confirmez avec --yes.', 'Confirm with --yes.')}", 2)
+    if not click.confirm(question):
+        raise click.exceptions.Exit(1)

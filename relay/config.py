@@ -1,0 +1,279 @@
+"""TOML → frozen Config. An unknown key or a bad value refuses to start, and names file, line, key and remedy.
+
+Knows alone: the settings, their defaults and their units. Relative paths are relative to the file.
+"""
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+from zoneinfo import ZoneInfo
+
+from rules import access, ruleset
+
+ENVIRONMENT = "WELYB_RELAY_CONFIG"
+SYSTEM_FILE = Path("/etc/welyb-relay/relay.toml")
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used: the message is for the postmaster, whole."""
+
+
+class Size(int):
+    """Bytes, written "50 MB"."""
+
+
+_50_MB = Size(50_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    hostname: str = "mx.welyb.fr"
+    domain: str = "welyb.fr"
+    data: Path = Path("var")
+    language: Literal["fr", "en"] = "fr"
+    rules: str = ""
+    timezone: str = "Europe/Paris"
+    postmaster: str = ""
+    warn_after: timedelta = timedelta(hours=4)
+    keep_bodies: timedelta = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Smtp:
+    listen: tuple[str, ...] = ("127.0.0.1:2525",)
+    trusted_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    max_message_size: Size = _50_MB
+    bare_newlines: Literal["refuse", "normalise"] = "refuse"
+    certificate: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    every: timedelta = timedelta(minutes=15)
+    settle: timedelta = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    sender: str = "automate@welyb.fr"
+    sender_name: str = "Welyb"
+    connections_per_destination: int = 4
+    give_up_after: timedelta = timedelta(days=5)
+    tls: dict[str, str] = field(default_factory=dict)
+    dns: tuple[str, ...] = ()
+    routes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Dkim:
+    selector: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ged:
+    root: Path = Path("var/ged")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    relay: Relay = Relay()
+    smtp: Smtp = Smtp()
+    run: Run = Run()
+    delivery: Delivery = field(default_factory=Delivery)
+    dkim: Dkim = Dkim()
+    ged: Ged = Ged()
+    source: str = "(built-in defaults)"
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.relay.timezone)
+
+    @property
+    def database(self) -> Path:
+        return self.relay.data / "relay.db"
+
+
+def find(option: str | None) -> Path | None:
+    """The file to read: --config, else the environment, else the system's; None means built-in defaults."""
+    named = option or os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named)
+    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+
+
+def load(path: Path | None) -> Config:
+    """The settings in `path`; the defaults, with ./var under the current folder, for None. Raises ConfigError."""
+    if path is None:
+        return _resolved(Config(), Path.cwd())
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. Remedy: name a readable file with --config.") from None
+    return _resolved(parse(text, str(path)), path.absolute().parent)
+
+
+def parse(text: str, source: str) -> Config:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}. Remedy: mend that line.") from None
+    config: Config = _build(Config, data, _Place(text, source, ""))
+    _check(config, _Place(text, source, ""))
+    return config
+
+
+def load_rules(config: Config) -> ruleset.RuleSet:
+    """The rule set named by [relay] rules, else the shipped one. Raises ruleset.RuleError or ConfigError."""
+    if not config.relay.rules:
+        shipped = Path(ruleset.__file__).with_name("welyb.toml")
+        return ruleset.load(shipped.read_text("utf-8"), "rules/welyb.toml")
+    path = Path(config.relay.rules)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. Remedy: mend [relay] rules in {config.source}.") from None
+    return ruleset.load(text, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    text: str
+    source: str
+    table: str
+
+    def error(self, key: str, problem: str, remedy: str) -> ConfigError:
+        name = f"[{self.table}] {key}" if self.table else f"[{key}]"
+        return ConfigError(f"{self.source}:{self._line(key)}: {name}: {problem}. Remedy: {remedy}.")
+
+    def _line(self, key: str) -> int:
+        inside, found = not self.table, 1
+        for number, line in enumerate(self.text.splitlines(), 1):
+            stripped = line.strip()
+            if stripped.startswith("["):
+                inside = not self.table or stripped.startswith((f"[{self.table}]", f"[{self.table}."))
+                found = number if inside and self.table else found
+            if inside and re.match(rf"\[?(\w+\.)?\"?{re.escape(key)}\b", stripped):
+                return number
+        return found
+
+
+def _build(kind: Any, table: dict[str, Any], place: _Place) -> Any:
+    hints = get_type_hints(kind)
+    known = {item.name for item in fields(kind)} - {"source"}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise place.error(key, "unknown key", f"one of {', '.join(sorted(known))}")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise place.error(key, "is not a table", f"write [{key}] and its keys below")
+            values[key] = _build(hints[key], value, _Place(place.text, place.source, key))
+        else:
+            values[key] = _value(hints[key], key, value, place)
+    return kind(**values) if kind is not Config else Config(**values, source=place.source)
+
+
+def _value(kind: Any, key: str, value: Any, place: _Place) -> Any:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise place.error(key, f"« {value} » is not known", " or ".join(f'"{item}"' for item in get_args(kind)))
+        return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise place.error(key, "must be a list of texts", f'write {key} = ["…"]')
+        return tuple(value)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise place.error(
+                key, "must be a table of texts", f'write "name" = "value" lines below [{place.table}.{key}]'
+            )
+        return {name.lower(): item for name, item in value.items()}
+    return _scalar(kind, key, value, place)
+
+
+def _scalar(kind: Any, key: str, value: Any, place: _Place) -> Any:
+    if kind is int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise place.error(key, "must be a whole number above 0", f"write {key} = 4")
+        return value
+    if not isinstance(value, str):
+        raise place.error(key, "must be a text", f'write {key} = "…"')
+    if kind not in (timedelta, Size):
+        return kind(value)
+    try:
+        return parse_duration(value) if kind is timedelta else Size(ruleset.parse_size(value))
+    except ValueError as error:
+        example = "15 min" if kind is timedelta else "50 MB"
+        raise place.error(key, str(error), f'write {key} = "{example}"') from None
+
+
+_UNITS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+
+
+def parse_duration(text: str) -> timedelta:
+    """ "5 s", "15 min", "4 hours", "30 days". ValueError otherwise."""
+    match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
+    unit = match[2] if match else ""
+    seconds = _UNITS.get(unit, _UNITS.get(unit.rstrip("s"), 0))
+    if not match or not seconds:
+        raise ValueError(f'« {text} » is not a duration: write "5 s", "15 min", "4 hours" or "30 days"')
+    return timedelta(seconds=int(match[1]) * seconds)
+
+
+def _check(config: Config, top: _Place) -> None:
+    """What types cannot say. The first fault is told."""
+
+    def at(table: str) -> _Place:
+        return _Place(top.text, top.source, table)
+
+    try:
+        access.networks(config.smtp.trusted_networks)
+    except ValueError as error:
+        raise at("smtp").error("trusted_networks", str(error), 'write networks like "192.0.2.0/24"') from None
+    for endpoint in config.smtp.listen:
+        _check_endpoint(endpoint, "listen", at("smtp"))
+    for endpoint in (*config.delivery.routes.values(), *config.delivery.dns):
+        _check_endpoint(endpoint, "routes" if endpoint in config.delivery.routes.values() else "dns", at("delivery"))
+    for policy in config.delivery.tls.values():
+        if policy not in ("opportunistic", "required"):
+            raise at("delivery").error("tls", f"« {policy} » is not known", '"opportunistic" or "required"')
+    if not config.run.every or timedelta(days=1) % config.run.every:
+        raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
+    if bool(config.smtp.certificate) != bool(config.smtp.key):
+        raise at("smtp").error("certificate", "needs its key, and the key its certificate", "set both or neither")
+    try:
+        ZoneInfo(config.relay.timezone)
+    except (ValueError, OSError, KeyError):
+        problem = f"« {config.relay.timezone} » is not a time zone"
+        raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
+
+
+def _check_endpoint(text: str, key: str, place: _Place) -> None:
+    try:
+        endpoint(text)
+    except ValueError:
+        raise place.error(key, f"« {text} » is not ADDRESS:PORT", 'write "127.0.0.1:25" or "[::1]:25"') from None
+
+
+def endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """ "127.0.0.1:25" or "[::1]:25" → (host, port); the port may be left out if there is a default. Else ValueError."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+))(?::(\d{1,5}))?", text)
+    if not match or (match[3] is None and default_port is None) or int(match[3] or 1) > 65535:
+        raise ValueError(text)
+    return match[1] or match[2], int(match[3]) if match[3] is not None else default_port or 0
+
+
+def _resolved(config: Config, base: Path) -> Config:
+    """Paths made absolute, relative to the file's folder."""
+
+    def at(text: str) -> str:
+        return str(base / text) if text else ""
+
+    relay = replace(config.relay, data=base / config.relay.data, rules=at(config.relay.rules))
+    smtp = replace(config.smtp, certificate=at(config.smtp.certificate), key=at(config.smtp.key))
+    return replace(config, relay=relay, smtp=smtp, ged=Ged(base / config.ged.root))

@@ -1,0 +1,227 @@
+"""The only place where everything is put together: what `serve` runs, and what a command that does a run borrows.
+
+Knows alone: the order of start (sockets, identity, store, mending, then ready) and of stop (no new mail, what is under way
+finished, the writer last), and what each signal means.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pwd
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sqlite_utils import Database
+
+from relay import care, clock, flush, ids, log, sign
+from relay.accept import Intake
+from relay.commit import Writer
+from relay.config import Config, load_rules
+from relay.directory import Directory, list_clients
+from relay.filing import Filing
+from relay.sign import Signer
+from relay.smtp.listener import Listener, bind
+from relay.spool import Spool
+from relay.store.database import open_for_reading, open_for_writing
+from rules.ruleset import RuleSet
+
+
+class StartError(RuntimeError):
+    """The relay cannot start; the message says what to do."""
+
+
+def take_identity(data: Path) -> None:
+    """Run as root, we become the owner of the data folder, so that no file ends up out of the daemon's reach."""
+    if os.geteuid() != 0 or not data.exists():
+        return
+    status = data.stat()
+    if status.st_uid == 0:
+        return
+    try:
+        os.initgroups(pwd.getpwuid(status.st_uid).pw_name, status.st_gid)
+    except KeyError:
+        os.setgroups([])  # an owner without an account has no other groups
+    os.setgid(status.st_gid)
+    os.setuid(status.st_uid)
+
+
+def token_key(data: Path) -> bytes:
+    """The secret behind `retours+TOKEN`; made once, by whoever comes first."""
+    path = data / "token.key"
+    with contextlib.suppress(FileExistsError):
+        made = data / f"token.{secrets.token_hex(4)}"
+        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(fd, secrets.token_bytes(32))
+        os.fsync(fd)
+        os.close(fd)
+        try:
+            os.link(made, path)
+        finally:
+            made.unlink()
+    return path.read_bytes()
+
+
+def signer(config: Config) -> Signer | None:
+    """Signs with the key of [dkim] selector; None where none is set."""
+    if not config.dkim.selector:
+        return None
+    path = key_path(config, config.dkim.selector)
+    try:
+        return Signer(config.relay.domain, config.dkim.selector, sign.load(str(path)))
+    except FileNotFoundError:
+        raise StartError(
+            f"{path}: no such DKIM key. Remedy: `welyb-relay keys create {config.dkim.selector}`."
+        ) from None
+
+
+def key_path(config: Config, selector: str) -> Path:
+    return config.relay.data / "dkim" / f"{selector}.pem"
+
+
+@contextlib.asynccontextmanager
+async def means(config: Config, ruleset: RuleSet) -> AsyncIterator[flush.Means]:
+    """Store, spool and writer, opened for a run or for serving, and closed in order."""
+    data = config.relay.data
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    db = open_for_writing(config.database)
+    reader = open_for_reading(config.database)
+    spool = Spool(data / "spool", lambda: ids.new(clock.now()))
+    writer = Writer(db, spool)
+    try:
+        yield flush.Means(config, ruleset, reader, spool, writer, signer(config), token_key(data))
+    finally:
+        await writer.close()
+        spool.close()
+        reader.close()
+        db.close()
+
+
+@contextlib.contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """One daemon for one data folder."""
+    fd = os.open(data / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StartError(f"{data}: another relay serves from here. Remedy: stop it first.") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callable[[list[str]], None]) -> None:
+    """Until SIGTERM or SIGINT. `welcome` is told the addresses once mail is taken."""
+    ruleset = load_rules(config)
+    sockets = bind(config)
+    config.relay.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    take_identity(config.relay.data)
+    with _alone(config.relay.data):
+        async with means(config, ruleset) as tools:
+            await _serve(tools, sockets, reload=reload, welcome=welcome)
+
+
+async def _serve(
+    tools: flush.Means,
+    sockets: list[socket.socket],
+    *,
+    reload: Callable[[], Config],
+    welcome: Callable[[list[str]], None],
+) -> None:
+    config = tools.config
+    with contextlib.suppress(flush.RunUnderWay), flush.lock(config.relay.data):
+        await care.mend(tools.spool, tools.db)
+    list_clients_of(config)
+    directory = Directory(open_for_reading(config.database), tools.writer, config.ged.root)
+    intake = Intake(
+        config,
+        tools.ruleset,
+        spool=tools.spool,
+        writer=tools.writer,
+        directory=directory,
+        token_key=tools.token_key,
+    )
+    filing = Filing(config, tools.ruleset, spool=tools.spool, writer=tools.writer, db=open_for_reading(config.database))
+    intake.on_filings = filing.wake
+    clockwork = flush.Clockwork(replace(tools, db=open_for_reading(config.database)))
+    listener = Listener(intake)
+    stop = _signals(lambda: _reload(reload, intake, filing, clockwork))
+    workers = [asyncio.create_task(filing.work()), asyncio.create_task(clockwork.work())]
+    try:
+        bound = await listener.start(sockets)
+        log.serving(" ".join(bound))
+        welcome(bound)
+        _notify("READY=1")
+        failed = await _first(stop, workers)
+        log.stopping("signal" if failed is None else "failure")
+    finally:
+        _notify("STOPPING=1")
+        await listener.stop()
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        await intake.settled()
+    if failed is not None:
+        raise failed
+
+
+async def _first(stop: asyncio.Event, workers: "list[asyncio.Task[None]]") -> BaseException | None:
+    """Waits for the word to stop; a worker that dies is a reason too, for a relay that files nothing must be seen."""
+    stopped = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *workers], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    return next((task.exception() for task in done if task is not stopped and not task.cancelled()), None)
+
+
+def list_clients_of(config: Config) -> bool:
+    """Brings the list of clients up to date; False where the GED is away: the last list serves."""
+    db: Database = open_for_writing(config.database)
+    try:
+        return list_clients(db, config.ged.root)
+    finally:
+        db.close()
+
+
+def _signals(on_hangup: Callable[[], None]) -> asyncio.Event:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    return stop
+
+
+def _reload(read: Callable[[], Config], intake: Intake, filing: Filing, clockwork: flush.Clockwork) -> None:
+    """SIGHUP: settings and rules are read again; what cannot be used leaves the old ones standing."""
+    try:
+        config = read()
+        ruleset = load_rules(config)
+        signing = signer(config)
+    except Exception as error:
+        log.trouble("reload", error)
+        return
+    intake.adopt(config, ruleset)
+    filing.adopt(config, ruleset)
+    clockwork.adopt(config, ruleset, signing)
+    log.reloaded()
+
+
+def _notify(state: str) -> None:
+    """sd_notify(3): one datagram to the socket systemd names, if it does."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())
+
+
+def say(line: str) -> None:
+    """To whoever started us."""
+    print(line, file=sys.stdout, flush=True)

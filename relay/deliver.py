@@ -1,0 +1,332 @@
+"""One connection to one destination, many deliveries: SMTP as a client, in outcomes.
+
+Knows alone: the conversation (RFC 5321), pipelined where that is announced (RFC 2920), its TLS (RFC 3207, RFC 7435),
+its time limits, and how a body is stuffed with dots while it streams.
+What the far side does is an Outcome; exceptions are our own mistakes: an address that is none, a body that cannot be
+read. Then, and when cancelled, the line is cut before the dot, so that no half message arrives.
+Limits: certificates are not checked: without DNSSEC an MX name proves nothing. No BDAT, AUTH or SMTPUTF8. One delivery
+at a time on a connection; when to open another, and whether to try the next host, is the caller's to say.
+"""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, assert_never
+
+from relay.dns import DnsTrouble, MxHosts, NoDomain, NullMx, Resolver, endpoint
+from relay.wire import DotStuffer, Line, Trouble
+from rules.outcome import Fault, Outcome, Scope, Stage, of_fault, of_reply, too_big
+
+SMTP_PORT = 25
+MAX_REPLY_LINES = 100
+SMALL = 128 * 1024  # a message up to this size is written in one piece
+LAST_WORD = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    host: str  # the name the far side goes by
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        place = f"[{self.address}]:{self.port}"
+        return place if self.host == self.address else self.host + place
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One message for one recipient: `prefix`, then what `chunks()` yields, as on the wire but for the dots.
+
+    `size` counts them together (RFC 1870 §3). `sender` is "" for the null sender.
+    """
+
+    id: str
+    sender: str
+    recipient: str
+    size: int
+    eight_bit: bool
+    prefix: bytes
+    chunks: Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds (RFC 5321 §4.5.3.2)."""
+
+    connect: float = 30
+    greeting: float = 300
+    command: float = 300
+    data: float = 120
+    block: float = 180
+    dot: float = 600
+
+
+PATIENT = Timeouts()
+
+# ---
+# Where to
+
+
+async def destinations(domain: str, routes: Mapping[str, str], resolver: Resolver) -> tuple[Destination, ...] | Outcome:
+    """The hosts for `domain` in the order they are to be tried: its fixed route ("host:port"), else its MX."""
+    route = routes.get(domain.lower())
+    if route is None:
+        mx = await resolver.mx(domain)
+        if not isinstance(mx, MxHosts):
+            return _nowhere(domain, mx)
+        return tuple(Destination(host.host, address, SMTP_PORT) for host in mx.hosts for address in host.addresses)
+    host, port = endpoint(route, SMTP_PORT)
+    addresses = await resolver.addresses(host)
+    if not isinstance(addresses, tuple):
+        return _nowhere(host, addresses)
+    return tuple(Destination(host, address, port) for address in addresses)
+
+
+def _nowhere(name: str, answer: NullMx | NoDomain | DnsTrouble) -> Outcome:
+    match answer:
+        case NullMx():
+            return of_fault("connect", Fault.NULL_MX, f"{name}: null MX")
+        case NoDomain():
+            return of_fault("connect", Fault.NXDOMAIN, f"{name}: NXDOMAIN")
+        case DnsTrouble(text):
+            return of_fault("connect", Fault.DNS, text)
+        case _:
+            assert_never(answer)
+
+
+# ---
+# The conversation
+
+Tls = Literal["opportunistic", "required"]
+
+
+class Connection:
+    """An open session. `tls` is "TLSv1.3" or the like, "" in clear; `usable` is whether another job may be sent."""
+
+    @classmethod
+    async def open(
+        cls, destination: Destination, *, hostname: str, tls: Tls = "opportunistic", timeouts: Timeouts = PATIENT
+    ) -> "Connection | Outcome":
+        """A session ready for its first job. `hostname` is what we call ourselves."""
+        connection, outcome = await cls._opened(destination, hostname, tls, timeouts)
+        if outcome is not None and outcome.fault is Fault.TLS and tls == "opportunistic":
+            # RFC 7435 §3: what fails under encryption is tried without. A new line: this one is beyond repair.
+            connection, outcome = await cls._opened(destination, hostname, "none", timeouts)
+        return connection if outcome is None else outcome
+
+    @classmethod
+    async def _opened(
+        cls, destination: Destination, hostname: str, tls: Tls | Literal["none"], timeouts: Timeouts
+    ) -> "tuple[Connection, Outcome | None]":
+        connection = cls(destination, hostname, timeouts)
+        outcome = await connection._guarded(connection._begin(tls))
+        if outcome is not None:
+            await connection.close()
+        return connection, outcome
+
+    def __init__(self, destination: Destination, hostname: str, timeouts: Timeouts) -> None:
+        """Not yet connected: `open` is the way in."""
+        self.destination = destination
+        self.tls = ""
+        self.extensions: dict[str, str] = {}
+        self._hostname = hostname
+        self._timeouts = timeouts
+        self._line = Line()
+        self._stage: Stage = "connect"
+        self._refusal: Outcome | None = None
+        self._half_done = False  # a transaction was begun and not ended
+
+    @property
+    def usable(self) -> bool:
+        return not self._line.lost
+
+    async def send(self, job: Job) -> Outcome:
+        """Delivers one message. ValueError for an address that cannot be said."""
+        commands = self._commands(job)
+        outcome = self._unfit(job) or await self._guarded(self._transaction(job, commands))
+        assert outcome is not None
+        return outcome
+
+    async def close(self) -> None:
+        """Says QUIT, and waits a moment for the answer (RFC 5321 §4.1.1.10)."""
+        try:
+            if self.usable:
+                self._line.write(b"QUIT\r\n")
+                await self._reply(self._stage, LAST_WORD)
+        except Trouble:
+            pass  # nothing is at stake any more
+        finally:
+            self._line.abort()
+
+    async def _guarded(self, talk: Coroutine[Any, Any, Outcome | None]) -> Outcome | None:
+        """What came of `talk`. Trouble on the line is an outcome of the stage it came at."""
+        self._refusal = None
+        try:
+            outcome = await talk
+        except Trouble as trouble:
+            self._line.abort()
+            outcome = self._refusal or of_fault(self._stage, trouble.fault, str(trouble))
+        except BaseException:
+            self._line.abort()
+            raise
+        if outcome is None:
+            return None
+        if outcome.scope is Scope.SESSION:
+            self._line.abort()
+        return replace(outcome, mx=str(self.destination), tls=self.tls)
+
+    # --- before the first job
+
+    async def _begin(self, tls: Tls | Literal["none"]) -> Outcome | None:
+        await self._line.connect(self.destination.address, self.destination.port, self._timeouts.connect)
+        code, lines = await self._reply("connect", self._timeouts.greeting)
+        if code // 100 != 2:
+            return of_reply("connect", code, lines)
+        refused = await self._hello()
+        if refused is not None or tls == "none":
+            return refused
+        if "STARTTLS" in self.extensions:
+            return await self._secure(tls)
+        return of_fault("starttls", Fault.TLS, "STARTTLS not offered") if tls == "required" else None
+
+    async def _hello(self) -> Outcome | None:
+        code, lines = await self._say("ehlo", f"EHLO {self._hostname}")
+        if code // 100 == 5:  # RFC 5321 §3.2: an old host
+            code, lines = await self._say("ehlo", f"HELO {self._hostname}")
+            lines = lines[:1]
+        if code // 100 != 2:
+            return of_reply("ehlo", code, lines)
+        words = (line.split(maxsplit=1) for line in lines[1:] if line.strip())
+        self.extensions = {word[0].upper(): word[1] if len(word) > 1 else "" for word in words}
+        return None
+
+    async def _secure(self, tls: Tls | Literal["none"]) -> Outcome | None:
+        code, lines = await self._say("starttls", "STARTTLS")
+        if code != 220:
+            refused = of_reply("starttls", code, lines)
+            return None if tls != "required" and refused.scope is not Scope.SESSION else refused
+        self.tls = await self._line.secure(self.destination.host, self._timeouts.connect)
+        return await self._hello()  # RFC 3207 §4.2: what was announced in clear is forgotten
+
+    # --- a job
+
+    def _unfit(self, job: Job) -> Outcome | None:
+        announced = self.extensions.get("SIZE", "")
+        limit = int(announced) if announced.isascii() and announced.isdecimal() else 0  # RFC 1870 §4: 0 is no limit
+        if 0 < limit < job.size:
+            return replace(too_big(job.size, limit), mx=str(self.destination), tls=self.tls)
+        if job.eight_bit and "8BITMIME" not in self.extensions:
+            outcome = of_fault("mail", Fault.EIGHT_BIT, "8BITMIME not offered")
+            return replace(outcome, mx=str(self.destination), tls=self.tls)
+        return None
+
+    def _commands(self, job: Job) -> list[tuple[Stage, bytes]]:
+        size = f" SIZE={job.size}" if "SIZE" in self.extensions else ""
+        body = " BODY=8BITMIME" if job.eight_bit else ""
+        reset: list[tuple[Stage, bytes]] = [("mail", b"RSET\r\n")] if self._half_done else []
+        return [
+            *reset,
+            ("mail", f"MAIL FROM:<{_sayable(job.sender)}>{size}{body}\r\n".encode("ascii")),
+            ("rcpt", f"RCPT TO:<{_sayable(job.recipient)}>\r\n".encode("ascii")),
+            ("data", b"DATA\r\n"),
+        ]
+
+    async def _transaction(self, job: Job, commands: list[tuple[Stage, bytes]]) -> Outcome:
+        """RFC 2920 §3.1: where the far side can, all commands go at once; each gets its reply, in order."""
+        self._half_done = True
+        pipelined = "PIPELINING" in self.extensions
+        if pipelined:
+            self._line.write(b"".join(command for _, command in commands))
+        code = 0
+        for stage, command in commands:
+            if not pipelined:
+                self._line.write(command)
+            code, lines = await self._reply(stage, self._timeouts.data if stage == "data" else self._timeouts.command)
+            if code // 100 != (3 if stage == "data" else 2):
+                self._refusal = self._refusal or of_reply(stage, code, lines)
+            if code == 421 or (self._refusal and not pipelined):
+                break
+        if self._refusal is None:
+            return await self._content(job)
+        if code // 100 == 3:
+            # RFC 2920 §3.1: DATA was taken although nobody is to receive it. The dot ends it; the refusal stands.
+            self._line.write(b".\r\n")
+            await self._reply("data", self._timeouts.dot)
+        return self._refusal
+
+    async def _content(self, job: Job) -> Outcome:
+        dots = DotStuffer()
+        chunks = (dots.feed(chunk) for chunk in itertools.chain((job.prefix,), job.chunks()))
+        try:
+            rest = b"".join(chunks) if job.size <= SMALL else await self._streamed(chunks)
+            self._nothing_said()
+        except Trouble as trouble:
+            return await self._cut_off(trouble)
+        self._stage = "dot"
+        self._line.write(rest + dots.end())
+        outcome = of_reply("dot", *await self._reply("dot", self._timeouts.dot))
+        self._half_done = False
+        return outcome
+
+    async def _streamed(self, chunks: Iterator[bytes]) -> bytes:
+        for chunk in chunks:
+            self._line.write(chunk)
+            await self._line.drain(self._timeouts.block)
+            self._nothing_said()
+        return b""
+
+    def _nothing_said(self) -> None:
+        """A reply that is there before the dot is not one to it: taken for it, it would be a false success."""
+        if self._line.pending:
+            raise Trouble(Fault.PROTOCOL, "a reply before the end of the message")
+
+    async def _cut_off(self, trouble: Trouble) -> Outcome:
+        """In the middle of a message. A host that will not have the rest may have said so before it hung up."""
+        try:
+            code, lines = await self._reply("data", 0)
+        except Trouble:
+            raise trouble from None
+        self._line.abort()  # whatever it said, this session is inside a message
+        return of_reply("data", code, lines)
+
+    # --- a command and its reply
+
+    async def _say(self, stage: Stage, command: str) -> tuple[int, list[str]]:
+        self._line.write(command.encode("ascii") + b"\r\n")
+        return await self._reply(stage, self._timeouts.command)
+
+    async def _reply(self, stage: Stage, seconds: float) -> tuple[int, list[str]]:
+        """One reply, of one line or more (RFC 5321 §4.2.1): its code, and its lines without it."""
+        self._stage = stage
+        lines: list[str] = []
+        deadline = asyncio.get_running_loop().time() + seconds
+        while len(lines) < MAX_REPLY_LINES:
+            line = await self._line.read(max(deadline - asyncio.get_running_loop().time(), 0))
+            match = _REPLY.fullmatch(line)
+            if match is None:
+                raise Trouble(Fault.PROTOCOL, f"not a reply: {_printable(line)}")
+            lines.append(_printable(match[3]))
+            if match[2] != b"-":
+                return int(match[1]), lines
+        raise Trouble(Fault.PROTOCOL, "endless reply")
+
+
+_REPLY = re.compile(rb"([2-5]\d\d)(?:([ -])([^\r\n]*))?\r?\n")
+
+
+def _printable(octets: bytes | None) -> str:
+    text = (octets or b"").decode("utf-8", "replace").strip()
+    return text[:500] if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)[:500]
+
+
+# Nothing that could end the path or the command (RFC 5321 §4.1.2).
+_PATH = re.compile(r'(?:[!#-;=?-\[\]-~]+|"(?:[ !#-\[\]-~]|\\[ -~])*")@[A-Za-z0-9.:\[\]-]+')
+
+
+def _sayable(address: str) -> str:
+    if address and not _PATH.fullmatch(address):
+        raise ValueError(f"not an address: {address!r}")
+    return address

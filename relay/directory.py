@@ -1,0 +1,104 @@
+"""Who is known: the clients and the registered addresses, as the intake looks them up at RCPT.
+
+Knows alone: when the lists are read again, and how an unknown client makes the GED's root be listed once more, at most
+every few seconds, so that a folder made a minute ago is a client and a prober costs nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlite_utils import Database
+
+from relay import clock, ged
+from relay.commit import Writer
+from relay.store import directory
+from relay.store.database import transaction
+from rules.address import Registered
+
+RELIST_EVERY = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """Two folders with that slug, or the GED never listed: wait, do not guess."""
+
+    why: str
+
+
+class Directory:
+    """Read on the event loop from a connection of its own; one small query says whether anything changed."""
+
+    def __init__(self, db: Database, writer: Writer, root: Path) -> None:
+        self._db = db
+        self._writer = writer
+        self._root = root
+        self._generation = "?"
+        self._registered: Mapping[str, Registered] = {}
+        self._clients: dict[str, directory.Client] = {}
+        self._listed = False
+        self._next_listing = 0.0
+
+    def registered(self) -> Mapping[str, Registered]:
+        self._refresh()
+        return self._registered
+
+    async def client(self, slug: str) -> directory.Client | Unknown | Unclear:
+        found = self._lookup(slug)
+        if found is None or found.state == "ambiguous":
+            await self._list_again()
+            found = self._lookup(slug)
+        if found is not None:
+            return Unclear("ambiguous") if found.state == "ambiguous" else found
+        return Unknown() if self._listed else Unclear("never listed")
+
+    def _lookup(self, slug: str) -> directory.Client | None:
+        self._refresh()
+        return self._clients.get(slug)
+
+    def _refresh(self) -> None:
+        generation = directory.meta(self._db, directory.GENERATION)
+        if generation == self._generation:
+            return
+        self._generation = generation
+        self._registered = directory.registered(self._db)
+        known = [client for client in directory.clients(self._db) if client.state != "gone"]
+        self._clients = {alias: client for client in known for alias in client.aliases}
+        self._clients |= {client.slug: client for client in known}
+        self._listed = bool(directory.meta(self._db, directory.CLIENTS_LISTED))
+
+    async def _list_again(self) -> None:
+        if time.monotonic() < self._next_listing:
+            return
+        self._next_listing = time.monotonic() + RELIST_EVERY
+        folders = await asyncio.to_thread(first_level, self._root)
+        if folders is not None:
+            listing, at = folders, clock.stamp(clock.now())
+            await self._writer.write(lambda db, _: directory.merge_listing(db, listing, at))
+
+
+def first_level(root: Path) -> list[directory.Folder] | None:
+    """The client folders of the GED with their identities; None where it is away."""
+    tree = ged.Tree(root)
+    names = tree.clients()
+    if isinstance(names, ged.GedAway):
+        return None
+    found = [(name, tree.within(name).identity()) for name in names]
+    return [directory.Folder(name, f"{i[0]}:{i[1]}") for name, i in found if not isinstance(i, ged.GedAway)]
+
+
+def list_clients(db: Database, root: Path) -> bool:
+    """Lists the GED's root into the store, for a command or a start-up; False where the GED is away."""
+    folders = first_level(root)
+    if folders is None:
+        return False
+    with transaction(db):
+        directory.merge_listing(db, folders, clock.stamp(clock.now()))
+    return True

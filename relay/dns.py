@@ -1,0 +1,170 @@
+"""Where mail for a domain goes, as values: MX and addresses from dnspython.
+
+Knows alone: RFC 5321 §5.1 (order of MX, the implicit MX) and RFC 7505 (null MX), and which DNS trouble is which.
+Limits: nothing is validated (no DNSSEC, DANE or MTA-STS yet). We are never among the MX of a collector's domain, so our
+own name is not looked for among them.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.nameserver
+import dns.rdatatype
+import dns.rdtypes.ANY.MX
+import dns.resolver
+
+LIFETIME = 5.0  # seconds for one question, all servers and retries counted
+RESOLV_CONF = "/etc/resolv.conf"
+CACHED_ANSWERS = 10_000
+MAX_HOSTS = 10  # of one domain: a hostile zone must not make us ask for hundreds of addresses
+
+
+@dataclass(frozen=True, slots=True)
+class MxHost:
+    preference: int
+    host: str
+    addresses: tuple[str, ...]  # at least one; IPv4 first: a machine without an IPv6 route is still common
+
+
+@dataclass(frozen=True, slots=True)
+class MxHosts:
+    """In the order they are to be tried; at least one."""
+
+    hosts: tuple[MxHost, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NullMx:
+    """The domain says that it takes no mail (RFC 7505)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoDomain:
+    """NXDOMAIN: the name does not exist, as far as DNS says now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsTrouble:
+    """No usable answer: a timeout, SERVFAIL, or MX hosts none of which has an address."""
+
+    text: str
+
+
+Shuffle = Callable[[list[dns.rdtypes.ANY.MX.MX]], None]
+
+
+class Resolver:
+    """Asks `servers` ("10.0.0.1", "127.0.0.1:5353", "[::1]:53"), or the system's where none is given. Answers are
+    cached for their TTL. `shuffle` orders hosts of equal preference at random; tests give another."""
+
+    def __init__(self, servers: Sequence[str] = (), *, shuffle: Shuffle = random.shuffle) -> None:
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        if servers:
+            places = (endpoint(server, 53) for server in servers)
+            self._resolver.nameservers = [dns.nameserver.Do53Nameserver(host, port) for host, port in places]
+        else:
+            # A machine without resolv.conf starts all the same: fixed routes need no DNS.
+            with contextlib.suppress(dns.resolver.NoResolverConfiguration):
+                self._resolver.read_resolv_conf(RESOLV_CONF)
+        self._resolver.lifetime = LIFETIME
+        self._resolver.cache = dns.resolver.LRUCache(CACHED_ANSWERS)
+        self._shuffle = shuffle
+
+    async def mx(self, domain: str) -> MxHosts | NullMx | NoDomain | DnsTrouble:
+        answer = await self._ask(domain, dns.rdatatype.MX)
+        if not isinstance(answer, dns.resolver.Answer):
+            return answer
+        records = [record for record in answer if isinstance(record, dns.rdtypes.ANY.MX.MX)]
+        if not records:
+            return await self._implicit(domain)
+        # RFC 7505 §3: a null MX beside others is an error of theirs, and then it names no host.
+        named = [record for record in records if record.exchange != dns.name.root]
+        if not named:
+            return NullMx()
+        self._shuffle(named)
+        named.sort(key=lambda record: record.preference)  # stable: the shuffle stays within a preference
+        return await self._with_addresses(domain, named[:MAX_HOSTS])
+
+    async def addresses(self, host: str) -> tuple[str, ...] | NoDomain | DnsTrouble:
+        """The addresses of `host`, at least one; an address is its own answer."""
+        if _is_address(host):
+            return (host,)
+        if host.lower().rstrip(".") == "localhost":  # RFC 6761 §6.3: never asked of DNS
+            return ("127.0.0.1", "::1")
+        return await self._lookup(host)
+
+    async def _lookup(self, host: str) -> tuple[str, ...] | NoDomain | DnsTrouble:
+        kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
+        answers = await asyncio.gather(*(self._ask(host, kind) for kind in kinds))
+        found = tuple(
+            record.address for answer in answers if isinstance(answer, dns.resolver.Answer) for record in answer
+        )
+        if found:
+            return found
+        failed = [answer for answer in answers if not isinstance(answer, dns.resolver.Answer)]
+        trouble = next((answer for answer in failed if isinstance(answer, DnsTrouble)), None)
+        return trouble or (failed[0] if failed else DnsTrouble(f"{host}: no address"))
+
+    async def _implicit(self, domain: str) -> MxHosts | NoDomain | DnsTrouble:
+        addresses = await self._lookup(domain)
+        return MxHosts((MxHost(0, domain.lower(), addresses),)) if isinstance(addresses, tuple) else addresses
+
+    async def _with_addresses(self, domain: str, records: list[dns.rdtypes.ANY.MX.MX]) -> MxHosts | DnsTrouble:
+        names = [record.exchange.to_text(omit_final_dot=True).lower() for record in records]
+        # Looked up even if it reads as an address or localhost: a zone must not point us at ourselves by name.
+        answers = await asyncio.gather(*(self._lookup(name) for name in names))
+        hosts = tuple(
+            MxHost(record.preference, name, addresses)
+            for record, name, addresses in zip(records, names, answers, strict=True)
+            if isinstance(addresses, tuple)
+        )
+        if hosts:
+            return MxHosts(hosts)
+        texts = [answer.text for answer in answers if isinstance(answer, DnsTrouble)]
+        return DnsTrouble(texts[0] if texts else f"{domain}: no MX host has an address")
+
+    async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | NoDomain | DnsTrouble:
+        """An empty answer is an answer."""
+        try:
+            absolute = dns.name.from_text(name)
+            return await self._resolver.resolve(absolute, kind, raise_on_no_answer=False, search=False)
+        except dns.resolver.NXDOMAIN:
+            return NoDomain()
+        except (dns.exception.DNSException, OSError, ValueError) as error:  # ValueError: of a name that is none
+            return DnsTrouble(f"{name}/{dns.rdatatype.to_text(kind)}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def endpoint(text: str, port: int) -> tuple[str, int]:
+    """ "host:25", "10.0.0.1", "[::1]:53" or "::1" → host and port, `port` where none is written. ValueError."""
+    if _is_address(text):
+        return text, port
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not _is_address(host) or (rest and not rest.startswith(":")):
+            raise ValueError(f"« {text} » is not an address: write [::1]:53")
+        number = rest[1:] if rest else str(port)
+    else:
+        host, colon, number = text.partition(":")
+        number = number if colon else str(port)
+    if not host or not (number.isascii() and number.isdecimal()) or int(number) > 65535:
+        raise ValueError(f"« {text} » is not a host and port: write host:25")
+    return host, int(number)

@@ -1,0 +1,147 @@
+"""The worker that puts documents into the GED, at once, and again later when the GED is away.
+
+Knows alone: the order of a filing: the document under its final name, durable → recorded → the temporary forgotten. A
+crash between any two leaves the temporary, by which `ged` knows again what is already filed.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+
+from sqlite_utils import Database
+
+from relay import clock, ged, log
+from relay.commit import Writer
+from relay.config import Config
+from relay.mime import decoded
+from relay.spool import Spool, SpoolError
+from relay.store import delivery, filings
+from relay.store.delivery import Claimed, Pace, Result
+from rules import filing
+from rules.lifecycle import Change
+from rules.replies import Reason
+from rules.ruleset import RuleSet
+
+Outcome = ged.Filed | ged.Damaged | ged.GedAway | SpoolError
+
+RETRY_EVERY = timedelta(minutes=1)
+BATCH = 20
+
+
+class Filing:
+    """One per daemon; `wake` after a commit that brought filings."""
+
+    def __init__(self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Writer, db: Database) -> None:
+        self._config = config
+        self._ruleset = ruleset
+        self._spool = spool
+        self._writer = writer
+        self._db = db  # for reading
+        self._tree = ged.Tree(config.ged.root)
+        self._pace = Pace(RETRY_EVERY, config.relay.warn_after)
+        self._wakeup = asyncio.Event()
+        self._pass = 0  # counts down: the claims of runs count up
+
+    def adopt(self, config: Config, ruleset: RuleSet) -> None:
+        """Settings and rules read again."""
+        self._config, self._ruleset = config, ruleset
+        self._tree = ged.Tree(config.ged.root)
+
+    def wake(self) -> None:
+        self._wakeup.set()
+
+    async def work(self) -> None:
+        """Until cancelled. What a dead worker left half done goes back to waiting first."""
+        at = clock.stamp(clock.now())
+        await self._writer.write(lambda db, _: delivery.recover(db, "file", at))
+        while True:
+            self._wakeup.clear()
+            while await self.file_due():
+                pass
+            try:
+                async with asyncio.timeout(RETRY_EVERY.total_seconds() / 2):
+                    await self._wakeup.wait()
+            except TimeoutError:
+                pass
+
+    async def file_due(self) -> int:
+        """Files what is due, one batch from each client; how many were tried."""
+        self._pass -= 1
+        horizon = clock.stamp(clock.now())
+        groups = delivery.groups(self._db, "file", horizon, self._pass)
+        tried = 0
+        for group in groups:
+            tried += await self._file_group(group, horizon)
+        return tried
+
+    async def _file_group(self, group: tuple[str, str], horizon: str) -> int:
+        now, number = clock.now(), self._pass
+
+        def claim(db: Database, _: str) -> list[Claimed]:
+            return delivery.claim(
+                db, group, kind="file", run=number, horizon=horizon, limit=BATCH, now=now, pace=self._pace
+            )
+
+        claimed = await self._writer.write(claim)
+        for taken in claimed:
+            await self._file(taken)
+        return len(claimed)
+
+    async def _file(self, taken: Claimed) -> None:
+        now = clock.now()
+        found = filings.of(self._db, taken.id)
+        tree, filed = self._tree, None
+        if found is None or found.client_state == "ambiguous":
+            result = Result(Change.DEFER, reply="client", reason=Reason("client-ambiguous"))
+        else:
+            # A listed client's folder is never made: where it is missing, its disk is not mounted.
+            tree = tree if found.client_state == "added" else tree.within(found.folder)
+            outcome = await asyncio.to_thread(self._put, taken, found, tree)
+            filed = outcome if isinstance(outcome, ged.Filed) else None
+            result = self._result(outcome, tree.folder, now)
+        done = await self._writer.write(
+            lambda db, _: self._record(db, taken, result, document=found.document if found else "", now=now)
+        )
+        if filed is not None and done:
+            await asyncio.to_thread(tree.forget_temporary, filed)
+            log.filed(taken.id)
+        elif filed is None:
+            log.filing_waits(taken.id, result.reply)
+
+    def _put(self, taken: Claimed, found: filings.Filing, tree: ged.Tree) -> Outcome:
+        rule = self._ruleset.named(taken.route)
+        received = clock.instant(taken.received_at)
+        end = _month_and_day(found.fiscal_year_end)
+        template = rule.file if rule and rule.file else "Ventes/{year}/{month}"
+        folders = filing.folder(template, received, timezone=self._config.zone, fiscal_year_end=end)
+        try:
+            with self._spool.open(taken.spool) as body:
+                return tree.file_document(
+                    folders if tree.folder else (found.folder, *folders),
+                    found.name,
+                    delivery=taken.id,
+                    chunks=decoded(body.read, found.spans),
+                    sha256=found.sha256,
+                )
+        except SpoolError as error:
+            return error
+
+    def _result(self, outcome: Outcome, folder: str, now: datetime) -> Result:
+        match outcome:
+            case ged.Filed(path=path):
+                return Result(Change.SUCCEED_FILE, target=f"{folder}/{path}" if folder else path)
+            case ged.GedAway(reason=why):
+                at = clock.stamp(now + RETRY_EVERY)
+                return Result(Change.DEFER, reply=why, reason=Reason("ged-away", {"at": at}))
+            case _:
+                return Result(Change.FAIL, reply=str(outcome), reason=Reason("bytes-missing"))
+
+    def _record(self, db: Database, taken: Claimed, result: Result, *, document: str, now: datetime) -> bool:
+        recorded = delivery.record(db, taken, result, run=self._pass, now=now, pace=self._pace)
+        if result.change is Change.SUCCEED_FILE and recorded.state:
+            db.conn.execute("UPDATE document SET path = ? WHERE id = ?", (result.target, document))
+        return recorded.state is not None
+
+
+def _month_and_day(text: str) -> tuple[int, int] | None:
+    month, _, day = text.partition("-")
+    return (int(month), int(day)) if day else None

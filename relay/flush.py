@@ -1,0 +1,157 @@
+"""The quarter-hour run: look into the connected folders, send what is due, balance the books.
+
+Knows alone: that there is one run at a time (an OS lock, released by the death of its holder), that results of a dead one's
+claims are not believed, and that the counts must balance: eligible = sent + deferred + refused + held + duplicate.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlite_utils import Database
+
+from relay import care, clock, log, scan
+from relay.commit import Writer
+from relay.config import Config
+from relay.dns import Resolver
+from relay.notice import Notices
+from relay.send import Sender
+from relay.sign import Signer
+from relay.spool import Spool
+from relay.store import delivery
+from rules import lifecycle
+from rules.replies import Reason, history
+from rules.ruleset import RuleSet
+
+TIME_SHARE = 0.9  # of the interval: a run ends before the next begins
+
+
+class RunUnderWay(RuntimeError):
+    """Another process holds the run lock."""
+
+
+@contextmanager
+def lock(data: Path) -> Iterator[None]:
+    """The run lock, for the life of the block. Raises RunUnderWay at once if somebody holds it."""
+    fd = os.open(data / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunUnderWay from None
+        yield
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a run works with, put together by the daemon or by the command."""
+
+    config: Config
+    ruleset: RuleSet
+    db: Database  # for reading
+    spool: Spool
+    writer: Writer
+    signer: Signer | None
+    token_key: bytes
+
+
+async def run(means: Means, horizon: datetime) -> int:
+    """One run over what is due by `horizon`; its number. The caller holds the lock."""
+    config, writer, started = means.config, means.writer, clock.now()
+    deadline = started + TIME_SHARE * config.run.every
+    at = clock.stamp(started)
+    recovered = await writer.write(lambda db, _: delivery.recover(db, "send", at))
+    if recovered:
+        log.recovered(recovered, 0)
+    number = await writer.write(lambda db, _: delivery.begin_run(db, at))
+    log.run_started(number)
+    scanner = scan.Scanner(config, means.ruleset, db=means.db, spool=means.spool, token_key=means.token_key)
+    found = await scanner.scan(writer, deadline)
+    sender = Sender(
+        config,
+        db=means.db,
+        spool=means.spool,
+        writer=writer,
+        resolver=Resolver(config.delivery.dns),
+        signer=means.signer,
+    )
+    tally = await sender.drain(number, max(horizon, clock.now()), deadline)
+    counts = {
+        "eligible": tally.eligible + found.refused + found.held + found.duplicate,
+        "sent": tally.sent,
+        "deferred": tally.deferred,
+        "refused": tally.failed + found.refused,
+        "held": found.held,
+        "duplicate": found.duplicate,
+    }
+    await _tell(means, found, sender)
+    finished = clock.stamp(clock.now())
+    await writer.write(lambda db, _: delivery.finish_run(db, number, counts, finished))
+    log.run_finished(number, counts)
+    await care.after_run(config, means.db, spool=means.spool, writer=writer, deadline=deadline)
+    return number
+
+
+async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
+    """Reports to senders, one warning to the postmaster."""
+    notices = Notices(means.config, spool=means.spool, writer=means.writer)
+    lines = []
+    language = means.config.relay.language
+    for connection, doubt in found.doubts:
+        reason = history(Reason("connection-doubt", {"doubt": doubt}), language)
+        lines.append(f"- connexion {connection.id} ({connection.client}/{connection.folder}) : {reason}")
+    for taken, outcome in sender.tally.told:
+        told = await notices.tell_sender(taken, outcome)
+        if not told and taken.route not in ("dsn", "warning"):
+            lines.append(f"- envoi {taken.id} ({taken.client}) : {outcome.reply}")
+    lines += [f"- envoi {waiting} : en attente depuis trop longtemps" for waiting in sender.tally.warned]
+    await notices.warn_postmaster(lines)
+
+
+class Clockwork:
+    """The daemon's half: runs on the wall-clock quarter, one at a time, a missed one caught up once."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    @property
+    def _every(self) -> timedelta:
+        return self._means.config.run.every
+
+    def adopt(self, config: Config, ruleset: RuleSet, signer: Signer | None) -> None:
+        """Settings and rules read again: for the next run."""
+        self._means = replace(self._means, config=config, ruleset=ruleset, signer=signer)
+
+    async def work(self) -> None:
+        """Until cancelled."""
+        last = delivery.last_run(self._means.db)
+        started = clock.instant(last[1]) if last else None
+        if lifecycle.catch_up(started, clock.now(), self._every):
+            await self._try(clock.now())
+        while True:
+            due = lifecycle.next_run(clock.now(), self._every)
+            await self._sleep_until(due)
+            await self._try(due)
+
+    async def _sleep_until(self, due: datetime) -> None:
+        """In short steps: the clock may be set, the machine suspended."""
+        while (left := (due - clock.now()).total_seconds()) > 0:
+            if left > self._every.total_seconds():
+                return  # the clock went back: the grid is looked at again
+            await asyncio.sleep(min(left, 20.0))
+
+    async def _try(self, horizon: datetime) -> None:
+        try:
+            with lock(self._means.config.relay.data):
+                await run(self._means, horizon)
+        except RunUnderWay:
+            log.run_skipped("another run is under way")
+        except Exception as error:
+            log.trouble("run", error)  # what it had claimed goes back to waiting at the next one

@@ -1,0 +1,404 @@
+"""The structure of a message, found while it streams: chunks in; parts, names, offsets and defects out.
+
+Knows alone: how headers, multiparts (RFC 2046 §5.1) and attached messages (§5.2.1) nest, also where they are damaged.
+What a generous reader would find in a mail is found here: a delimiter after the closing one opens its multipart again,
+a multipart in which no delimiter comes is a leaf, and where two readers would see two things a defect says so.
+Limits: it reads the message after dot-unstuffing. A bare CR is no line end: refuse such a message (`bare_newline`), or
+normalise it before it comes here. Text is searched for `cid:` as ASCII, in the first MiB of each HTML leaf.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from relay.body import Body, Ledger, Part, Span, decoded
+from relay.delimiters import Delimiter, Delimiters, line_end_before
+from relay.encodings import Decoder
+from relay.entity import (
+    Entity,
+    Fields,
+    blank_end,
+    block_end,
+    content_fields,
+    entity,
+    fields,
+    has_junk,
+    is_field,
+    is_undecided,
+    trace_end,
+)
+from rules.attachment import Leaf
+from rules.names import text
+
+__all__ = ["Decoder", "Limits", "Message", "Part", "Scanner", "Span", "decoded"]
+
+Problem = Literal["header-too-big", "too-many-parts", "too-deep", "fragment"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    header_block: int = 256 * 1024
+    parts: int = 200  # leaves
+    depth: int = 10  # multiparts around a leaf
+    message_depth: int = 3  # attached messages around a leaf
+    quantum: int = 64 * 1024  # fewer bytes wait for more, so that tiny chunks cost no more than large ones
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    size: int
+    headers: Fields
+    header_end: int  # where the body begins
+    parts: tuple[Part, ...]  # leaves only, in order
+    cids: frozenset[str]  # Content-IDs that HTML leaves refer to
+    content_hash: str  # the same for the same mail below its leading trace fields
+    eight_bit: bool
+    bare_newline: bool  # a CR or LF that is not part of CRLF
+    problem: Problem | None
+    defects: tuple[str, ...]  # "ambiguous", "bad-header", "no-parts", "unterminated", and those of the leaves
+
+    def header(self, name: str) -> str | None:
+        """The first field of that name, unfolded and decoded."""
+        name = name.lower()
+        return next((text(value) for other, value in self.headers if other == name), None)
+
+    @property
+    def received_count(self) -> int:
+        return sum(name == "received" for name, _ in self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an entity stands: what the numbers of RFC 3501 §6.4.5 need, and what Leaf says of its surroundings."""
+
+    container: str = ""  # the number of the multipart or message around it
+    index: int = 0  # among the parts of a multipart; 0: it is the whole of a message
+    depth: int = 0
+    related: bool = False
+    report: bool = False
+    default_type: str = "text/plain"
+
+    @property
+    def path(self) -> str:
+        return f"{self.container}.{self.index or 1}" if self.container else str(self.index or 1)
+
+    def part(self, index: int, kind: str) -> "_Place":
+        """The `index`-th part of the multipart that stands here."""
+        return _Place(
+            self.path if self.index else self.container,
+            index,
+            self.depth,
+            self.related or kind == "multipart/related",
+            self.report or kind == "multipart/report",
+            "message/rfc822" if kind == "multipart/digest" else "text/plain",  # RFC 2046 §5.1.5
+        )
+
+    def message(self) -> "_Place":
+        """The message attached here."""
+        return _Place(self.path, depth=self.depth + 1, report=self.report)
+
+
+@dataclass(slots=True)
+class _Multipart:
+    place: _Place
+    type: str
+    count: int = 0  # parts begun
+    closed: bool = False
+
+
+LF = 0x0A
+MAX_CIDS = 1000  # from then on no further leaf is searched
+FEWEST_REGULAR = 1024  # bytes of base64 for which a proof of regularity pays
+DEFAULT_LIMITS = Limits()
+
+
+class Scanner:
+    """Feed a message in any chunks, then close. The result depends on its bytes alone; nothing raises."""
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
+        self._buffer = b""
+        self._base = 0  # where the buffer begins in the message
+        self._position = 0  # in the buffer; what is before it is done with
+        self._final = False
+        self._step = self._header
+        self._place = _Place()
+        self._attached: tuple[Entity, _Place] | None = None  # where the message being entered came from
+        self._frames: list[_Multipart] = []
+        self._delimiters = Delimiters(most=10 * limits.parts)
+        self._body: Body | None = None  # None in an epilogue
+        self._inner: Scanner | None = None  # reads the body's content: an encoded message
+        self._ledger = Ledger()
+        self._headers: Fields | None = None
+        self._header_end = 0
+        self._parts: list[Part] = []
+        self._cids: set[str] = set()
+        self._defects: set[str] = set()
+        self._problem: Problem | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        self._waiting.append(chunk)
+        self._waiting_size += len(chunk)
+        if self._waiting_size >= self._limits.quantum:
+            self._scan()
+
+    def close(self) -> Message:
+        self._final = True
+        self._delimiters.end()
+        self._scan()
+        self._finish()
+        return Message(
+            size=self._base + len(self._buffer),
+            headers=self._headers or (),
+            header_end=self._header_end,
+            parts=tuple(self._parts),
+            cids=frozenset(self._cids),
+            content_hash=self._ledger.content_hash(),
+            eight_bit=self._ledger.eight_bit,
+            bare_newline=self._ledger.bare_cr or self._ledger.bare_lf,
+            problem=self._problem,
+            defects=tuple(sorted(self._defects)),
+        )
+
+    def _scan(self) -> None:
+        # One byte before the position stays: the line feed that begins a delimiter at the position.
+        kept = max(self._position - 1, 0)
+        self._buffer = b"".join([self._buffer[kept:], *self._waiting])
+        self._base += kept
+        self._position -= kept
+        self._waiting, self._waiting_size = [], 0
+        self._delimiters.begin(self._buffer, self._base)
+        while self._step():
+            pass
+
+    # --- the steps: each goes on from the position, and says whether another one can follow ---
+
+    def _header(self) -> bool:
+        buffer, start = self._buffer, self._position
+        end = min(block_end(buffer + b"\n" if self._final else buffer, start), len(buffer))
+        delimiter = self._delimiters.next(start, end)
+        if delimiter:
+            end = delimiter.start
+        undecided = not (delimiter or self._final) and is_undecided(buffer, end)
+        # The end of a field that has begun is not before the end of the buffer.
+        reached = len(buffer) if undecided and is_field(buffer, end) else end
+        if reached - start > self._limits.header_block:
+            return self._give_up("header-too-big")
+        if undecided:
+            return False
+        self._position = end if delimiter else blank_end(buffer, end)
+        if has_junk(buffer[start:end]) or not (delimiter or self._position > end or end == len(buffer)):
+            self._defects.add("bad-header")
+        self._step = self._content
+        self._enter(buffer[start:end], buffer[end : self._position])
+        return True
+
+    def _content(self) -> bool:
+        start = self._position
+        delimiter = self._delimiters.next(start, len(self._buffer))
+        if delimiter is None:
+            self._position = self._delimiters.content_end(start)
+            self._take(start, self._position)
+            return False
+        end = max(start, line_end_before(self._buffer, delimiter.start))
+        self._take(start, end)
+        self._position = end
+        self._pass(delimiter)
+        self._ledger.structure(self._buffer[end : delimiter.stop])
+        self._position = delimiter.stop
+        return True
+
+    def _rest(self) -> bool:
+        """After a problem the rest is only looked at as bytes."""
+        end = self._delimiters.content_end(self._position)
+        self._ledger.structure(self._buffer[self._position : end])
+        self._position = end
+        return False
+
+    def _give_up(self, problem: Problem) -> bool:
+        self._problem = self._problem or problem
+        if self._headers is None:
+            start = self._position
+            self._headers = fields(self._buffer[start : start + self._limits.header_block])
+            self._header_end = self._limits.header_block
+        self._body = self._inner = None
+        self._frames.clear()
+        self._delimiters.cut(0)
+        self._step = self._rest
+        return True
+
+    # --- going in and out ---
+
+    def _enter(self, block: bytes, blank: bytes) -> None:
+        """The header block of an entity has been read; the position is at its body."""
+        attached, self._attached = self._attached, None
+        if self._headers is None:
+            self._headers = found = fields(block)
+            self._header_end = self._base + self._position
+            if attached is None:
+                trace = trace_end(block)
+                self._ledger.skip(block[:trace])
+                block = block[trace:]
+        else:
+            found = content_fields(block)
+        self._ledger.structure(block + blank)
+        head = entity(found, self._place.default_type)
+        if attached and not block.strip():
+            # No header at all: whatever was attached there is no message, so it is a document.
+            declared, self._place = attached
+            self._open(replace(declared, encoding="identity"), "not-a-message")
+        elif head.is_multipart:
+            self._open_multipart(head)
+        elif not head.is_message:
+            self._open(head)
+        elif self._place.depth >= self._limits.message_depth:
+            self._open(head, "nested")
+        else:
+            self._open_message(head)
+
+    def _open(self, head: Entity, *defects: str) -> None:
+        if head.is_fragment:
+            self._problem = self._problem or "fragment"
+        self._body = Body(_leaf(head, self._place, *defects), head.encoding, self._base + self._position)
+
+    def _open_multipart(self, head: Entity) -> None:
+        if len(self._frames) >= self._limits.depth:
+            self._give_up("too-deep")
+            return
+        self._defects.update(head.defects)
+        # Until a delimiter comes it may be a leaf, as it is for readers who find none.
+        self._open(head, "no-parts")
+        self._frames.append(_Multipart(self._place, head.type))
+        self._delimiters.push(head.boundaries)
+
+    def _open_message(self, head: Entity) -> None:
+        self._defects.update(head.defects)
+        if head.encoding == "identity":
+            self._attached, self._place = (head, self._place), self._place.message()
+            self._step = self._header
+            return
+        limits = self._limits
+        inner = Scanner(replace(limits, parts=limits.parts - len(self._parts), depth=limits.depth - len(self._frames)))
+        inner._attached, inner._place = (head, self._place), self._place.message()
+        self._body = Body(_leaf(head, self._place), head.encoding, self._base + self._position, inner=inner)
+        self._inner = inner
+
+    def _pass(self, delimiter: Delimiter) -> None:
+        """A delimiter has been reached; the position is at the line end before it."""
+        inside = delimiter.level == len(self._frames) - 1
+        frame = self._frames[delimiter.level]
+        if self._body is not None and inside and frame.count == 0:
+            self._body = None  # it was the preamble
+        self._leave(self._frames[delimiter.level + 1 :])
+        del self._frames[delimiter.level + 1 :]
+        self._delimiters.cut(delimiter.level + 1)
+        if not self._frames:
+            return  # given up
+        if delimiter.closing:
+            frame.closed = True
+            return
+        if frame.closed:
+            self._defects.add("ambiguous")  # most readers stopped at the closing delimiter
+        frame.closed = False
+        frame.count += 1
+        self._place = frame.place.part(frame.count, frame.type)
+        self._step = self._header
+
+    def _leave(self, ended: list[_Multipart]) -> None:
+        """What is open ends at the position, and the multiparts `ended` with it, closed or not."""
+        body, inner = self._body, self._inner
+        self._body = self._inner = None
+        unterminated = any(not multipart.closed for multipart in ended)
+        if unterminated:
+            self._defects.add("unterminated")
+        if body is None:
+            return
+        part = body.close(self._base + self._position - body.offset)
+        if unterminated:
+            part = _flawed(part, {"unterminated"})
+        if len(self._cids) < MAX_CIDS:
+            self._cids |= body.cids()
+        if inner is None:
+            self._ledger.body(part.spans[0].offset, part.spans[0].length, part.sha256)
+            self._collect(part)
+        else:
+            self._collect_message(part, inner)
+
+    def _collect(self, part: Part) -> None:
+        if len(self._parts) >= self._limits.parts:
+            self._give_up("too-many-parts")
+            return
+        self._parts.append(part)
+        self._defects.update(part.leaf.defects)
+
+    def _collect_message(self, outer: Part, inner: "Scanner") -> None:
+        """The leaves of an encoded message lie in the decoded content of the part it came in."""
+        message = inner.close()
+        self._ledger.body(outer.spans[0].offset, outer.spans[0].length, message.content_hash)
+        self._cids |= message.cids
+        self._problem = self._problem or message.problem
+        self._defects.update(message.defects)
+        if inner._ledger.bare_cr:
+            self._defects.add("ambiguous")  # some readers end lines there
+        for part in message.parts:
+            self._collect(_flawed(replace(part, spans=outer.spans + part.spans), set(outer.leaf.defects)))
+
+    def _finish(self) -> None:
+        self._leave(self._frames)
+        if self._delimiters.lookalikes:
+            self._defects.add("ambiguous")
+        if self._delimiters.exhausted:
+            self._problem = self._problem or "too-many-parts"
+
+    # --- bytes ---
+
+    def _take(self, start: int, end: int) -> None:
+        """Bytes of a body, or of what surrounds the parts of a multipart."""
+        body = self._body
+        if body is None or (self._frames and self._frames[-1].count == 0):
+            self._ledger.structure(self._buffer[start:end])
+        if body is None:
+            return
+        if body.encoding == "base64" and end - start > FEWEST_REGULAR:
+            start = self._take_regular(body, start, end)
+        self._take_any(body, self._buffer[start:end])
+
+    def _take_any(self, body: Body, data: bytes) -> None:
+        self._ledger.examine(data)
+        body.feed(data)
+
+    def _take_regular(self, body: Body, start: int, end: int) -> int:
+        """Base64 in lines of equal length needs no examination: `Decoder.regular` proves what it would find."""
+        buffer, line = self._buffer, start
+        if start and buffer[start - 1] != LF:
+            start = buffer.find(b"\r\n", line, end)
+            if start < 0:
+                return line
+            self._take_any(body, buffer[line:start])
+            line = start + 2
+        content, stop = body.decoder.regular(buffer, line, end)
+        if not content:
+            return start
+        body.add(content)
+        return stop
+
+
+def _leaf(head: Entity, place: _Place, *defects: str) -> Leaf:
+    return Leaf(
+        path=place.path,
+        type=head.type,
+        disposition=head.disposition,
+        name=head.name,
+        content_id=head.content_id,
+        related=place.related,
+        report=place.report,
+        depth=place.depth,
+        defects=head.defects + defects,
+    )
+
+
+def _flawed(part: Part, defects: set[str]) -> Part:
+    if not defects:
+        return part
+    return replace(part, leaf=replace(part.leaf, defects=tuple(sorted(defects.union(part.leaf.defects)))))

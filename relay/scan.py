@@ -1,0 +1,374 @@
+"""The part of a run that looks into the connected folders: what differs, what it means, and what becomes of it.
+
+Knows alone: how inventory and tree are compared without making an object of what has not changed, and how a deposit's
+bytes go: copied whole with a look before and after → judged → composed once → durable → one transaction.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import BinaryIO
+
+from sqlite_utils import Database
+
+from relay import clock, compose, ged, ids, log
+from relay.commit import Writer
+from relay.config import Config
+from relay.examine import HEAD, TAIL, examine, examine_file
+from relay.spool import Incoming, Spool, write_new
+from relay.store import connections, intake
+from relay.store.connections import Connection
+from relay.store.deposits import Made, NewDeposit, add_deposit, apply_rows
+from rules import address, attachment, deposit
+from rules.attachment import Content
+from rules.deposit import Deposit, Difference, Doubt, Empty, Known, Rejudge, Replace, Seen, Unsettled, Version
+from rules.replies import Reason
+from rules.ruleset import Rule, RuleSet
+
+AT_ONCE = 8  # deposits on their way to the spool together
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One look at a connected folder: the decisions, or the doubt that forbids any."""
+
+    connection: Connection
+    decisions: tuple[deposit.Decision, ...] = ()
+    doubt: Doubt | None = None
+
+    @property
+    def unsettled(self) -> bool:
+        return any(isinstance(decision, Unsettled) for decision in self.decisions)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the scan of a run came to, besides what now waits."""
+
+    refused: int = 0
+    held: int = 0
+    duplicate: int = 0
+    unsettled: int = 0
+    doubts: list[tuple[Connection, Doubt]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a dry run says of one document."""
+
+    name: str
+    client: str
+    target: str
+    verdict: str
+    reason: Reason | None = None
+
+
+class Scanner:
+    """One per run. `survey` only looks; `scan` does what the decisions say."""
+
+    def __init__(self, config: Config, ruleset: RuleSet, *, db: Database, spool: Spool, token_key: bytes) -> None:
+        self._config = config
+        self._ruleset = ruleset
+        self._db = db
+        self._spool = spool
+        self._token_key = token_key
+
+    async def scan(self, writer: Writer, deadline: datetime) -> Outcome:
+        """Every connection once, and those with files too young again until they have settled, or the time is up."""
+        outcome = Outcome()
+        open_: list[Connection] = connections.connections(self._db)
+        # A file may need several looks to settle; one that never does is reported, not waited for.
+        looks_end = min(deadline, clock.now() + 3 * self._config.run.settle)
+        while open_:
+            outcome.unsettled = 0
+            again = []
+            for connection in open_:
+                survey = await asyncio.to_thread(self.survey, connection)
+                await self._apply(writer, survey, outcome)
+                if survey.unsettled:
+                    again.append(connection)
+                    outcome.unsettled += sum(isinstance(d, Unsettled) for d in survey.decisions)
+            open_ = again if clock.now() + timedelta(seconds=1) < looks_end else []
+            if open_:
+                await asyncio.sleep(min(1.0, self._config.run.settle.total_seconds() / 2))
+        return outcome
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def survey(self, connection: Connection) -> Survey:
+        """Blocks: for a thread."""
+        tree = self._tree(connection)
+        before = tree.identity()
+        if isinstance(before, ged.GedAway):
+            return Survey(connection, doubt="unreadable")
+        compared = self._compare(connection, tree)
+        if compared is None:
+            return Survey(connection, doubt="unreadable")
+        difference, known_count, seen_count = compared
+        times = {"now_ns": time.time_ns(), "settle_ns": int(self._config.run.settle.total_seconds() * 1e9)}
+        hashes = {path: sha for path in deposit.questions(difference, **times) if (sha := _hash(tree, path))}
+        decisions = deposit.decide(difference, hashes, **times)
+        departed = sum(isinstance(decision, deposit.Departed) for decision in decisions)
+        doubt = deposit.doubt(connection.root, before, known=known_count, seen=seen_count, departed=departed)
+        return Survey(connection, () if doubt else decisions, doubt)
+
+    def _tree(self, connection: Connection) -> ged.Tree:
+        tree = ged.Tree(self._config.ged.root).within(connection.client_folder)
+        return tree.within(connection.folder) if connection.folder else tree
+
+    def _nested(self, connection: Connection) -> frozenset[str]:
+        """Folders that a nearer connection of the same application has for itself, relative to this one's."""
+        prefix = f"{connection.folder}/" if connection.folder else ""
+        return frozenset(
+            other.folder.removeprefix(prefix)
+            for other in connections.connections(self._db, connection.client)
+            if other.application == connection.application
+            and other.id != connection.id
+            and other.folder.startswith(prefix)
+        )
+
+    def _compare(self, connection: Connection, tree: ged.Tree) -> tuple[Difference, int, int] | None:
+        """(what differs, rows known, files seen); None where the tree went away meanwhile."""
+        number, gaps = connection.id, _Gaps()
+        left = set(connections.folders(self._db, number))
+        for found in tree.scan(self._nested(connection)):
+            if isinstance(found, ged.GedAway):
+                return None
+            if isinstance(found, ged.Unreadable):
+                gaps.unreadable.add(found.path)
+                continue
+            rows = connections.entries(self._db, number, found.folder)
+            left.discard(found.folder)
+            gaps.known += len(rows)
+            gaps.seen += len(found.entries)
+            self._compare_folder(number, found, rows, gaps)
+        for folder in left:
+            rows = connections.entries(self._db, number, folder)
+            gaps.known += len(rows)
+            gaps.gone += connections.known(self._db, number, folder, [row[0] for row in rows])
+        self._add_empties(number, tree, gaps)
+        away = tuple(connections.aside(self._db, number, "departed"))
+        difference = Difference(
+            tuple(gaps.gone), tuple(gaps.changed), tuple(gaps.new), away, frozenset(gaps.unreadable)
+        )
+        return difference, gaps.known, gaps.seen
+
+    def _compare_folder(self, number: int, found: ged.Listing, rows: list[connections.Entry], gaps: "_Gaps") -> None:
+        there, before = set(found.entries), set(rows)
+        if there == before:
+            return
+        names = {entry[0] for entry in before - there}
+        rows_of = {row.path: row for row in connections.known(self._db, number, found.folder, names)} if names else {}
+        for entry in there - before:
+            seen = found.seen(entry)
+            row = rows_of.pop(seen.path, None)
+            if row is None:
+                gaps.new.append(seen)
+            else:
+                gaps.changed.append((row, seen))
+        gaps.gone += rows_of.values()
+
+    def _add_empties(self, number: int, tree: ged.Tree, gaps: "_Gaps") -> None:
+        """A file that had zero bytes is looked at again though nothing of it changed."""
+        already = {row.path for row, _ in gaps.changed} | {row.path for row in gaps.gone}
+        for row in connections.aside(self._db, number, "empty"):
+            seen = tree.look(row.path) if row.path not in already else None
+            if seen is not None:
+                gaps.changed.append((row, seen))
+
+    # --- doing ------------------------------------------------------------------------------------------------------
+
+    async def _apply(self, writer: Writer, survey: Survey, outcome: Outcome) -> None:
+        connection, at = survey.connection, clock.stamp(clock.now())
+        if survey.doubt is not None:
+            why = survey.doubt
+            log.connection_error(connection.id, why)
+            outcome.doubts.append((connection, why))
+            await writer.write(lambda db, _: connections.set_state(db, connection.id, "error", why, at))
+            return
+        if connection.state != "active":
+            await writer.write(lambda db, _: connections.set_state(db, connection.id, "active", None, at))
+        await writer.write(lambda db, _: apply_rows(db, connection.id, survey.decisions, at))
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def take(decision: deposit.Decision) -> Made | None:
+            async with gate:
+                return await self._take(writer, connection, decision)
+
+        for made in await asyncio.gather(*(take(d) for d in survey.decisions if isinstance(d, _TAKEN))):
+            outcome.refused += made is Made.REFUSED
+            outcome.held += made is Made.HELD
+            outcome.duplicate += made is Made.DUPLICATE
+
+    async def _take(self, writer: Writer, connection: Connection, decision: deposit.Decision) -> Made | None:
+        """One file into the queue; None where it changed or vanished meanwhile: the next look decides."""
+        assert isinstance(decision, _TAKEN)
+        rule = self._ruleset.named(connection.application)
+        if rule is None:
+            return None  # `check` and the start say so; the file stays where it is
+        now = clock.now()
+        draft = await asyncio.to_thread(self._draft, connection, rule, decision, now)
+        if draft is None:
+            return None
+        new, message = draft
+        body, key = None, ""
+        if message is not None:
+            body = message.small
+            key = await asyncio.to_thread(message.settle) if body is None else ""
+        try:
+            return await writer.write(lambda db, placed: add_deposit(db, replace(new, spool=placed or key)), body)
+        except BaseException:
+            if key:
+                self._spool.remove(key)
+            raise
+
+    def _draft(
+        self, connection: Connection, rule: Rule, decision: deposit.Decision, now: datetime
+    ) -> tuple[NewDeposit, Incoming | None] | None:
+        """The document judged and, if it is one, its message composed. Blocks: for a thread."""
+        seen, known = _parts(decision)
+        base, day = ids.new(now), now.date().isoformat()
+        raw = self._spool.incoming(f"{base}.raw", day)
+        try:
+            copied = self._tree(connection).read_deposit(seen.path, raw.write)
+            if not isinstance(copied, ged.Copied) or copied.seen != seen:
+                return None
+            content = _look(raw, copied.sha256)
+            refused = attachment.judge(content, rule)
+            reason = refused.reason if isinstance(refused, attachment.Refuse) else None
+            new = self._new_deposit(connection, rule, base, seen=seen, content=content, now=now)
+            new = replace(new, known=known, refused=reason, version=isinstance(decision, Version))
+            message = None if reason else self._compose(new, rule, raw, base=base, now=now)
+            return replace(new, size=message.size if message else content.size), message
+        finally:
+            raw.discard()
+
+    def _new_deposit(
+        self, connection: Connection, rule: Rule, base: str, *, seen: Seen, content: Content, now: datetime
+    ) -> NewDeposit:
+        token = ids.token(self._token_key)
+        return NewDeposit(
+            base=base,
+            connection=connection,
+            seen=seen,
+            content=content,
+            origins=rule.origins,
+            at=clock.stamp(now),
+            expires_at=clock.stamp(now + self._config.delivery.give_up_after),
+            token=token,
+            sender=f"{address.BOUNCE_PREFIX}{token}@{self._config.relay.domain}",
+            message_id=f"<{base}@{self._config.relay.domain}>",
+        )
+
+    def _compose(self, new: NewDeposit, rule: Rule, raw: Incoming, *, base: str, now: datetime) -> Incoming:
+        content, config = new.content, self._config
+        enclosed = compose.Enclosed(new.document, new.name, content.type, content.size, content.sha256)
+        letter = compose.Letter(
+            sender=rule.sender or config.delivery.sender,
+            sender_name=config.delivery.sender_name,
+            recipient=new.connection.collector_address,
+            message_id=new.message_id,
+            date=now.astimezone(config.zone),
+            domain=config.relay.domain,
+        )
+        composed = compose.deposit(enclosed, letter)
+
+        def pieces() -> Iterator[bytes]:
+            yield composed.header + composed.part
+            yield from compose.encode_base64(_chunks(raw))
+            yield composed.closing
+
+        return write_new(self._spool, pieces(), name=base, day=now.date().isoformat())
+
+    # --- a dry run --------------------------------------------------------------------------------------------------
+
+    def foresee(self) -> Iterator[Verdict]:
+        """What a run would make of each connected folder now; nothing is written. Blocks: for a thread."""
+        for connection in connections.connections(self._db):
+            survey = self.survey(connection)
+            target = connection.collector_address
+            if survey.doubt is not None:
+                yield Verdict(
+                    "", connection.client, target, "error", Reason("connection-doubt", {"doubt": survey.doubt})
+                )
+            for decision in survey.decisions:
+                yield from self._foresee(connection, decision, target)
+
+    def _foresee(self, connection: Connection, decision: deposit.Decision, target: str) -> Iterator[Verdict]:
+        rule = self._ruleset.named(connection.application)
+        if isinstance(decision, Unsettled):
+            yield Verdict(decision.seen.path, connection.client, target, "unsettled")
+        if not isinstance(decision, _TAKEN) or rule is None:
+            return
+        seen, _ = _parts(decision)
+        with tempfile.TemporaryFile() as file:
+            copied = self._tree(connection).read_deposit(seen.path, file.write)
+            if not isinstance(copied, ged.Copied):
+                return
+            file.seek(0)
+            content = _look_file(file, copied)
+        judged = attachment.judge(content, rule)
+        name = seen.path.rpartition("/")[2]
+        if isinstance(judged, attachment.Refuse):
+            yield Verdict(name, connection.client, target, "refuse", judged.reason)
+        elif isinstance(decision, Version):
+            yield Verdict(name, connection.client, target, "hold", Reason("modified"))
+        elif intake.came_from(self._db, [content.sha256], rule.origins):
+            yield Verdict(name, connection.client, target, "hold", Reason("origin"))
+        else:
+            twin = next((t for t, n, _ in intake.twins(self._db, content.sha256, target) if n == name), None)
+            verdict = Verdict(name, connection.client, target, "duplicate", Reason("duplicate", {"twin": twin or ""}))
+            yield verdict if twin else Verdict(name, connection.client, target, "send")
+
+
+_TAKEN = (Deposit, Version, Replace, Rejudge, Empty)
+
+
+@dataclass(slots=True)
+class _Gaps:
+    """A comparison under way."""
+
+    gone: list[Known] = field(default_factory=list)
+    changed: list[tuple[Known, Seen]] = field(default_factory=list)
+    new: list[Seen] = field(default_factory=list)
+    unreadable: set[str] = field(default_factory=set)
+    known: int = 0
+    seen: int = 0
+
+
+def _parts(decision: deposit.Decision) -> tuple[Seen, Known | None]:
+    assert isinstance(decision, _TAKEN)
+    return decision.seen, None if isinstance(decision, Deposit) else decision.known
+
+
+def _hash(tree: ged.Tree, path: str) -> str | None:
+    copied = tree.read_deposit(path, lambda _: None)
+    return copied.sha256 if isinstance(copied, ged.Copied) else None
+
+
+def _chunks(raw: Incoming) -> Iterator[bytes]:
+    offset = 0
+    while chunk := raw.read(offset, 1 << 20):
+        offset += len(chunk)
+        yield chunk
+
+
+def _look(raw: Incoming, sha256: str) -> Content:
+    size = raw.size
+
+    def reopen() -> BinaryIO:
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # whoever asked closes it
+        for chunk in _chunks(raw):
+            file.write(chunk)
+        file.seek(0)
+        return file
+
+    tail = raw.read(max(0, size - TAIL), TAIL)
+    return examine(size=size, sha256=sha256, head=raw.read(0, HEAD), tail=tail, reopen=reopen)
+
+
+def _look_file(file: BinaryIO, copied: ged.Copied) -> Content:
+    return replace(examine_file(file), sha256=copied.sha256)

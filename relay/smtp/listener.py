@@ -1,0 +1,129 @@
+"""The listening sockets: who may connect, how many at once, and with which certificate.
+
+Knows alone: the limits on connections, and when a changed certificate is read again.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from relay import clock, log
+from relay.accept import Intake
+from relay.config import Config, endpoint
+from relay.smtp.session import Session
+from rules import replies
+from rules.replies import Reply
+
+MAX_CONNECTIONS = 2000
+MAX_PER_PEER = 500
+BACKLOG = 512
+STOP_WITHIN = 30.0  # seconds for mail data in progress
+
+
+def bind(config: Config) -> list[socket.socket]:
+    """A socket for every address of [smtp] listen: before privileges are dropped. Raises OSError, naming the address."""
+    sockets = []
+    for text in config.smtp.listen:
+        host, port = endpoint(text)
+        try:
+            for family, kind, number, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                sock = socket.socket(family, kind, number)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(address)
+                sockets.append(sock)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{text}: {error.strerror}. Remedy: see what listens there, or [smtp] listen"
+            ) from None
+    return sockets
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Listener:
+    """`start`, then `stop`; in between it knows every session."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.intake = intake
+        self.loop = asyncio.get_running_loop()
+        self._servers: list[asyncio.Server] = []
+        self._sessions: set[Session] = set()
+        self._peers: Counter[str] = Counter()
+        self._tls: ssl.SSLContext | None = None
+        self._tls_seen: tuple[int, int] | None = None
+        self._stopping = False
+
+    async def start(self, sockets: Sequence[socket.socket]) -> list[str]:
+        """Listens on what `bind` gave; the addresses as bound, "host:port"."""
+        self.tls_context()
+        for sock in sockets:
+            server = await self.loop.create_server(lambda: Session(self), sock=sock, backlog=BACKLOG)
+            self._servers.append(server)
+        return [_shown(sock.getsockname()) for sock in sockets]
+
+    async def stop(self) -> None:
+        """No new connection; idle ones get 421; mail data in progress is finished and answered."""
+        self._stopping = True
+        for server in self._servers:
+            server.close()
+        deadline = self.loop.time() + STOP_WITHIN
+        while self._sessions and self.loop.time() < deadline:
+            for session in list(self._sessions):
+                session.stop()
+            await asyncio.sleep(0.05)
+
+    def now(self) -> datetime:
+        return clock.now()
+
+    @property
+    def config(self) -> Config:
+        return self.intake.config
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    def opened(self, session: Session) -> Reply | None:
+        """A new conversation; the reply that turns it away, or None."""
+        if self._stopping:
+            return replies.SHUTDOWN
+        if len(self._sessions) >= MAX_CONNECTIONS or self._peers[session.peer_ip] >= MAX_PER_PEER:
+            return replies.TOO_MANY_CONNECTIONS
+        self._sessions.add(session)
+        self._peers[session.peer_ip] += 1
+        return None
+
+    def closed(self, session: Session) -> None:
+        if session not in self._sessions:
+            return
+        self._sessions.remove(session)
+        self._peers[session.peer_ip] -= 1
+        if not self._peers[session.peer_ip]:
+            del self._peers[session.peer_ip]
+
+    # --- TLS --------------------------------------------------------------------------------------------------------
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The certificate as it stands on disk now; the last good one while a new one cannot be read."""
+        smtp = self.config.smtp
+        if not smtp.certificate:
+            return None
+        try:
+            seen = (os.stat(smtp.certificate).st_mtime_ns, os.stat(smtp.key).st_mtime_ns)
+            if seen != self._tls_seen:
+                context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                context.load_cert_chain(smtp.certificate, smtp.key)
+                self._tls, self._tls_seen = context, seen
+        except (OSError, ssl.SSLError) as error:
+            if self._tls is None:
+                raise
+            log.trouble("certificate", error)
+        return self._tls

@@ -1,0 +1,257 @@
+"""Message bytes on disk, durable before anyone is told so, and never changed afterwards.
+
+Knows alone: where bytes lie. A small message is appended to a segment that many share, so that one sync makes a whole
+batch durable; a large one has a file of its own, written while it arrives. A key says which: `s/SEGMENT/OFFSET/LENGTH`
+or `f/DAY/NAME`. Limits: a segment's space comes back only when all its messages are past their retention.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SMALL = 65_536  # bytes: up to here a message is kept in memory until the batch is written
+SEGMENT_SIZE = 64 << 20
+PIECE = 1 << 18
+_KEY = re.compile(r"s/([0-9a-z]+)/(\d+)/(\d+)|f/(\d{4}-\d{2}-\d{2})/([0-9a-z.-]+)")
+
+
+class SpoolError(RuntimeError):
+    """A key that leads nowhere: its bytes are missing or cut."""
+
+
+class Incoming:
+    """Bytes that arrive: in memory while small, then in a file of their own. Nothing is promised until `settle`."""
+
+    def __init__(self, spool: "Spool", name: str, day: str) -> None:
+        self._spool, self._name, self._day = spool, name, day
+        self._pieces: list[bytes] = []
+        self._fd = -1
+        self.size = 0
+
+    def write(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self._fd < 0 and self.size > SMALL:
+            self._fd = self._spool.create(self._day, self._name)
+            _write_all(self._fd, b"".join(self._pieces))
+            self._pieces.clear()
+        if self._fd < 0:
+            self._pieces.append(piece)
+        else:
+            _write_all(self._fd, piece)
+
+    @property
+    def small(self) -> bytes | None:
+        """The whole message while it is small, else None."""
+        if self._fd < 0 and len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return (self._pieces[0] if self._pieces else b"") if self._fd < 0 else None
+
+    def read(self, offset: int, length: int) -> bytes:
+        small = self.small
+        return small[offset : offset + length] if small is not None else os.pread(self._fd, length, offset)
+
+    def settle(self) -> str:
+        """Makes a large message durable (file, then folder) and gives its key. Blocks: not for the event loop."""
+        os.fdatasync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        self._pieces = []
+        self._spool.sync_day(self._day)
+        return f"f/{self._day}/{self._name}"
+
+    def discard(self) -> None:
+        """Forgets what arrived; safe to call whatever was done before."""
+        self._pieces = []
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._spool.remove(f"f/{self._day}/{self._name}")
+
+
+class Spool:
+    """One folder: `segments/` and `files/DAY/`. Several processes may use it; each appends to segments of its own."""
+
+    def __init__(self, root: Path, new_name: Callable[[], str]) -> None:
+        self._root = root
+        self._new_name = new_name
+        self._segment = ""
+        self._segment_fd = -1
+        self._segment_end = 0
+        self._days: set[str] = set()
+        for folder in ("segments", "files"):
+            (root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @classmethod
+    def existing(cls, root: Path) -> "Spool":
+        """For reading only: makes nothing."""
+        spool = cls.__new__(cls)
+        spool._root = root
+        return spool
+
+    def incoming(self, name: str, day: str) -> Incoming:
+        return Incoming(self, name, day)
+
+    def create(self, day: str, name: str) -> int:
+        folder = self._root / "files" / day
+        if day not in self._days:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            _sync_folder(folder.parent)
+            self._days.add(day)
+        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def sync_day(self, day: str) -> None:
+        _sync_folder(self._root / "files" / day)
+
+    def append(self, bodies: Sequence[bytes]) -> list[str]:
+        """Appends small messages to the current segment and syncs once; their keys, in order. One thread only."""
+        if self._segment_fd < 0 or self._segment_end > SEGMENT_SIZE:
+            self._open_segment()
+        keys, offset = [], self._segment_end
+        for body in bodies:
+            keys.append(f"s/{self._segment}/{offset}/{len(body)}")
+            offset += len(body)
+        try:
+            _write_all(self._segment_fd, b"".join(bodies))
+            os.fdatasync(self._segment_fd)
+        except OSError:
+            self._close_segment()  # what a failed write or sync left at its end is unknown: nothing follows it
+            raise
+        self._segment_end = offset
+        return keys
+
+    def _open_segment(self) -> None:
+        self._close_segment()
+        self._segment = self._new_name()
+        path = self._root / "segments" / self._segment
+        self._segment_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._segment_end = 0
+        _sync_folder(path.parent)
+
+    def _close_segment(self) -> None:
+        if self._segment_fd >= 0:
+            os.close(self._segment_fd)
+            self._segment_fd = -1
+
+    def close(self) -> None:
+        self._close_segment()
+
+    @contextmanager
+    def open(self, key: str) -> Iterator["Body"]:
+        """The bytes of `key`. Raises SpoolError if they are not there, whole."""
+        place = self._place(key)
+        try:
+            fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise SpoolError(f"{key}: {error.strerror}") from error
+        try:
+            there = os.fstat(fd).st_size - place.offset
+            length = there if place.length is None else place.length
+            if there < length:
+                raise SpoolError(f"{key}: {length} bytes expected, {max(there, 0)} found")
+            yield Body(fd, place.offset, length)
+        finally:
+            os.close(fd)
+
+    def _place(self, key: str) -> "_Place":
+        match = _KEY.fullmatch(key)
+        if not match:
+            raise SpoolError(f"{key!r} is not a spool key")
+        segment, offset, length, day, name = match.groups()
+        if segment:
+            return _Place(self._root / "segments" / segment, int(offset), int(length))
+        return _Place(self._root / "files" / day / name, 0, None)
+
+    def remove(self, key: str) -> None:
+        """Removes a file of its own; a message in a segment stays until `remove_segment`."""
+        place = self._place(key)
+        if place.length is None:
+            place.path.unlink(missing_ok=True)
+
+    # --- care -------------------------------------------------------------------------------------------------------
+
+    def files(self) -> Iterator[str]:
+        """The keys of all files there are, referred to or not."""
+        for day in sorted(os.listdir(self._root / "files")):
+            for name in sorted(os.listdir(self._root / "files" / day)):
+                yield f"f/{day}/{name}"
+
+    def segments(self, *, older_than: float) -> list[str]:
+        """The names of the segments last written to more than `older_than` seconds ago: nobody adds to them now."""
+        folder = self._root / "segments"
+        latest = time.time() - older_than
+        names = (name for name in sorted(os.listdir(folder)) if name != self._segment)
+        return [name for name in names if (folder / name).stat().st_mtime < latest]
+
+    def remove_segment(self, name: str) -> None:
+        (self._root / "segments" / name).unlink(missing_ok=True)
+
+    def remove_empty_days(self) -> None:
+        for day in os.listdir(self._root / "files"):
+            if day not in self._days:
+                try:
+                    (self._root / "files" / day).rmdir()
+                except OSError:
+                    pass  # not empty: its messages are still kept
+
+    def free(self) -> tuple[float, float]:
+        """The shares of the file system's blocks and inodes that are free for us, 0 to 1."""
+        stat = os.statvfs(self._root)
+        return stat.f_bavail / max(stat.f_blocks, 1), stat.f_favail / stat.f_files if stat.f_files else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    path: Path
+    offset: int
+    length: int | None  # None: the whole file
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Spooled bytes, open for reading; offsets count from the message's first byte."""
+
+    fd: int
+    start: int
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self.fd, min(length, self.size - offset), self.start + offset)
+
+    def pieces(self, offset: int = 0) -> Iterator[bytes]:
+        """All bytes from `offset` on, in pieces. Raises SpoolError if the file ends early."""
+        while offset < self.size:
+            piece = self.read(offset, PIECE)
+            if not piece:
+                raise SpoolError("the file is shorter than it was")
+            offset += len(piece)
+            yield piece
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_new(spool: Spool, pieces: Iterable[bytes], *, name: str, day: str) -> Incoming:
+    """Bytes of our own making (a deposit's message, a notice), gathered like those that arrive."""
+    incoming = spool.incoming(name, day)
+    try:
+        for piece in pieces:
+            incoming.write(piece)
+    except BaseException:
+        incoming.discard()
+        raise
+    return incoming

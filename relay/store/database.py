@@ -1,0 +1,130 @@
+"""One SQLite file: how it is opened, what a transaction is, and which SQLite we trust.
+
+Knows alone: the pragmas the promise rests on. WAL with synchronous=FULL: a committed transaction survives a power cut.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pysqlite3.dbapi2 as sqlite3
+from sqlite_utils import Database
+
+from relay.store.schema import migrations
+
+MINIMUM_SQLITE = (3, 51, 3)  # before it a WAL can be corrupted: sqlite.org/wal.html#walresetbug
+BUSY_TIMEOUT = 10.0  # seconds a writer waits for another
+Row = tuple[Any, ...]
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used; the message says what to do."""
+
+
+class NoStore(StoreError):
+    """There is no store yet: nothing was ever served from here."""
+
+
+def open_for_writing(path: Path) -> Database:
+    """Opens the store, making or migrating it as needed. The folder and the file are the owner's alone."""
+    _check_version()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    previous = os.umask(0o077)
+    try:
+        db = _connect(f"file:{_quoted(path)}?mode=rwc")
+        db.execute("PRAGMA journal_mode=WAL").fetchone()
+    finally:
+        os.umask(previous)
+    if migrations.pending(db):
+        _migrate(db)
+    return db
+
+
+def open_existing(path: Path) -> Database:
+    """For a command that changes something: the same, but it never creates a store. Raises NoStore."""
+    if not path.exists():
+        raise NoStore(f"{path}: no store yet. Remedy: start `welyb-relay serve` once, or give --config.")
+    return open_for_writing(path)
+
+
+def open_for_reading(path: Path) -> Database:
+    """For listings: read-only, never blocks a writer. Raises NoStore."""
+    _check_version()
+    if not path.exists():
+        raise NoStore(f"{path}: no store yet. Remedy: start `welyb-relay serve` once, or give --config.")
+    db = _connect(f"file:{_quoted(path)}?mode=ro")
+    if migrations.pending(db):
+        raise StoreError(f"{path}: made by an older release. Remedy: run `welyb-relay check` as its owner, once.")
+    return db
+
+
+def _connect(uri: str) -> Database:
+    try:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "cache_size=-32000", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{uri}: cannot be opened: {error}. Remedy: look at its owner, its disk, its backup."
+        ) from error
+    return Database(connection, execute_plugins=False)
+
+
+def _quoted(path: Path) -> str:
+    return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _check_version() -> None:
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        raise StoreError(f"SQLite {sqlite3.sqlite_version} can corrupt a WAL. Remedy: install pysqlite3 >= 0.6.1.")
+
+
+def _migrate(db: Database) -> None:
+    # Two processes may find the same migration pending: the lock is taken before looking again.
+    for _ in range(2):
+        try:
+            migrations.apply(db)
+            return
+        except sqlite3.OperationalError:
+            if not migrations.pending(db):
+                return
+    migrations.apply(db)
+
+
+@contextmanager
+def transaction(db: Database) -> Iterator[None]:
+    """BEGIN IMMEDIATE … COMMIT. Not `db.atomic()`: its deferred BEGIN fails at once when it must turn into a write."""
+    db.conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if db.conn.in_transaction:
+            db.conn.execute("ROLLBACK")
+        raise
+    try:
+        db.conn.execute("COMMIT")
+    except BaseException:
+        if db.conn.in_transaction:
+            db.conn.execute("ROLLBACK")
+        raise
+
+
+def rows(db: Database, sql: str, parameters: Sequence[object] | dict[str, object] = ()) -> list[Row]:
+    """All rows of a query, as tuples."""
+    found: list[Row] = db.conn.execute(sql, parameters).fetchall()
+    return found
+
+
+def one(db: Database, sql: str, parameters: Sequence[object] | dict[str, object] = ()) -> Row | None:
+    """The first row of a query, or None."""
+    found: Row | None = db.conn.execute(sql, parameters).fetchone()
+    return found
+
+
+def marks(items: Sequence[object]) -> str:
+    """`?, ?, ?` for an IN list."""
+    return ", ".join("?" * len(items))

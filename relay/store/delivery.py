@@ -1,0 +1,362 @@
+"""Deliveries: claimed by a run, recorded by whoever holds the claim, changed by the postmaster.
+
+Knows alone: how the transition table of rules.lifecycle is held to in the database. Every UPDATE names the states it may
+come from, so that of two who want to change a delivery one finds it changed. The attempt and the time of the next one are
+written before anyone connects.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlite_utils import Database
+
+from relay import clock
+from relay.store.database import marks, one, rows
+from relay.store.events import Event, write
+from relay.store.intake import reason_facts, reason_text
+from rules import lifecycle
+from rules.lifecycle import TRANSITIONS, Change, State
+from rules.replies import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The settings that time an attempt."""
+
+    every: timedelta
+    warn_after: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery in the hands of a run, with what composing it needs. Times are stamps."""
+
+    id: str
+    kind: str
+    route: str
+    client: str
+    recipient: str
+    target: str
+    sender: str
+    spool: str  # of the bytes to send or to file from
+    size: int
+    attempts: int
+    created_at: str
+    expires_at: str
+    warned: int
+    message: str | None
+    received_at: str
+    peer: str
+    helo: str
+    protocol: str
+    eight_bit: int
+    tls: str
+    trusted: int
+    original_sender: str
+
+
+_CLAIMED = """
+SELECT d.id, d.kind, d.route, d.client, d.recipient, d.target, d.sender,
+  CASE WHEN d.spool = '' THEN coalesce(m.spool, '') ELSE d.spool END, d.size, d.attempts + 1, d.created_at, d.expires_at,
+  d.warned, d.message, coalesce(m.received_at, ''), coalesce(m.peer, ''), coalesce(m.helo, ''), coalesce(m.protocol, ''),
+  coalesce(m.body = '8bit', 0), coalesce(m.tls, ''), coalesce(m.trusted, 0), coalesce(m.sender, '')
+FROM delivery d LEFT JOIN message m ON m.id = d.message
+WHERE d.kind = ? AND d.domain = ? AND d.target = ? AND d.state = 'waiting' AND d.due_at <= ?
+  AND (d.claim IS NULL OR d.claim <> ?)
+ORDER BY d.due_at, d.id LIMIT ?"""
+
+
+def groups(db: Database, kind: str, horizon: str, run: int) -> list[tuple[str, str]]:
+    """(domain, target) of everything due by `horizon` and not yet tried by `run`; one index step a group, not a row."""
+    sql = """
+    WITH RECURSIVE step (domain, target) AS (
+      SELECT * FROM (SELECT domain, target FROM delivery WHERE state = 'waiting' AND kind = :kind
+                     ORDER BY domain, target LIMIT 1)
+      UNION ALL
+      SELECT (SELECT domain FROM delivery WHERE state = 'waiting' AND kind = :kind
+                AND (domain, target) > (step.domain, step.target) ORDER BY domain, target LIMIT 1),
+             (SELECT target FROM delivery WHERE state = 'waiting' AND kind = :kind
+                AND (domain, target) > (step.domain, step.target) ORDER BY domain, target LIMIT 1)
+      FROM step WHERE step.domain IS NOT NULL)
+    SELECT domain, target FROM step WHERE domain IS NOT NULL AND EXISTS (
+      SELECT 1 FROM delivery d WHERE d.state = 'waiting' AND d.kind = :kind AND d.domain = step.domain
+      AND d.target = step.target AND d.due_at <= :horizon AND (d.claim IS NULL OR d.claim <> :run))"""
+    found = rows(db, sql, {"kind": kind, "horizon": horizon, "run": run})
+    return [(str(domain), str(target)) for domain, target in found]
+
+
+def waiting(db: Database, group: tuple[str, str], horizon: str, run: int, most: int) -> int:
+    """How many of one group are due, counted no further than `most`."""
+    sql = """SELECT count(*) FROM (SELECT 1 FROM delivery d WHERE d.kind = 'send' AND d.domain = ? AND d.target = ?
+      AND d.state = 'waiting' AND d.due_at <= ? AND (d.claim IS NULL OR d.claim <> ?) LIMIT ?)"""
+    row = one(db, sql, (*group, horizon, run, most))
+    return int(row[0]) if row else 0
+
+
+def claim(
+    db: Database, group: tuple[str, str], *, kind: str, run: int, horizon: str, limit: int, now: datetime, pace: Pace
+) -> list[Claimed]:
+    """Takes up to `limit` due deliveries of one group, inside a transaction; the next attempt is planned here."""
+    found = [Claimed(*row) for row in rows(db, _CLAIMED, (kind, *group, horizon, run, limit))]
+    state = State.SENDING if kind == "send" else State.FILING
+    at = clock.stamp(now)
+    planned = [(state, run, _after_attempt(taken, now, pace), taken.id) for taken in found]
+    update = "UPDATE delivery SET state = ?, claim = ?, attempts = attempts + 1, due_at = ? WHERE id = ?"
+    db.conn.executemany(update, planned)
+    write(
+        db,
+        at,
+        _ACTOR[kind],
+        [Event("attempted", delivery=taken.id, detail={"attempt": taken.attempts}) for taken in found],
+    )
+    return found
+
+
+def _after_attempt(taken: Claimed, now: datetime, pace: Pace) -> str:
+    return clock.stamp(_schedule(taken, now, pace).due_at)
+
+
+def _schedule(taken: Claimed, now: datetime, pace: Pace) -> lifecycle.Schedule:
+    if taken.kind == "file":  # the GED is ours: it is waited for at a steady pace, and never given up
+        warn = now - clock.instant(taken.created_at) >= pace.warn_after
+        return lifecycle.Schedule(now + pace.every, give_up=False, warn=warn)
+    return lifecycle.reschedule(
+        attempts=taken.attempts,
+        now=now,
+        created_at=clock.instant(taken.created_at),
+        expires_at=clock.instant(taken.expires_at),
+        every=pace.every,
+        warn_after=pace.warn_after,
+    )
+
+
+_ACTOR = {"send": "run", "file": "filing"}  # who is named in the history
+
+
+def recover(db: Database, kind: str, at: str) -> int:
+    """What a dead holder left in flight goes back to waiting; it may have arrived, so it is flagged. In a transaction."""
+    state = State.SENDING if kind == "send" else State.FILING
+    found = rows(db, "SELECT id FROM delivery WHERE kind = ? AND state = ?", (kind, state))
+    uncertain = int(kind == "send")
+    db.conn.executemany(
+        "UPDATE delivery SET state = 'waiting', claim = NULL, uncertain = uncertain | ? WHERE id = ?",
+        [(uncertain, row[0]) for row in found],
+    )
+    write(db, at, "start", [Event("recovered", delivery=row[0], detail={"was": state}) for row in found])
+    return len(found)
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one attempt. `reply` is the far side's, or our own words for a fault."""
+
+    change: Change  # SUCCEED_SEND, SUCCEED_FILE, DEFER or FAIL
+    reply: str = ""
+    code: int = 0
+    mx: str = ""
+    tls: str = ""
+    uncertain: int = 0
+    reason: Reason | None = None  # in place of the one made from the reply
+    target: str = ""  # where a filed document stands
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The state it came to, and whether the postmaster is to be warned. None for `state`: the claim was lost."""
+
+    state: State | None
+    warn: int = 0
+
+
+def record(db: Database, taken: Claimed, result: Result, *, run: int, now: datetime, pace: Pace) -> Recorded:
+    """Writes the outcome of one attempt, if `run` still holds it; inside a transaction."""
+    schedule = _schedule(taken, now, pace)
+    change, reason = result.change, result.reason
+    if change is Change.DEFER and schedule.give_up:
+        days = max(1, (clock.instant(taken.expires_at) - clock.instant(taken.created_at)).days)
+        change, reason = Change.FAIL, Reason("expired", {"days": days, "reply": result.reply})
+    elif reason is None and change is Change.DEFER:
+        reason = Reason("deferred", {"at": clock.stamp(schedule.due_at), "reply": result.reply})
+    elif reason is None and change is Change.FAIL:
+        reason = Reason("failed", {"reply": result.reply})
+    sources, state = TRANSITIONS[change]
+    at = clock.stamp(now)
+    finished = at if state in lifecycle.FINAL else None
+    warn = int(change is Change.DEFER and schedule.warn and not taken.warned)
+    done = db.conn.execute(
+        f"""UPDATE delivery SET state = ?, reason = ?, finished_at = ?, due_at = ?, reply = ?, mx = ?, tls = ?,
+        uncertain = uncertain | ?, warned = warned | ?, target = CASE WHEN ? = '' THEN target ELSE ? END
+        WHERE id = ? AND claim = ? AND state IN ({marks(list(sources))})""",
+        (
+            *(state, reason_text(reason), finished, clock.stamp(schedule.due_at), result.reply, result.mx, result.tls),
+            *(result.uncertain, warn, result.target, result.target, taken.id, run, *sources),
+        ),
+    )
+    if not done.rowcount:
+        return Recorded(None)
+    detail = {"code": result.code, "reply": result.reply, "mx": result.mx, "tls": result.tls, "path": result.target}
+    shown = {key: value for key, value in detail.items() if value} | reason_facts(reason)
+    events = [Event(_EVENT[change], delivery=taken.id, detail=shown)]
+    if warn:
+        events.append(Event("warned", delivery=taken.id))
+    write(db, at, _ACTOR[taken.kind], events)
+    if state is State.FAILED:
+        revive_twins(db, taken.id, at, "run")
+    return Recorded(state, warn)
+
+
+_EVENT = {
+    Change.SUCCEED_SEND: "sent",
+    Change.SUCCEED_FILE: "filed",
+    Change.DEFER: "deferred",
+    Change.FAIL: "failed",
+}
+
+
+def defer_domain(
+    db: Database, domain: str, *, run: int, horizon: str, reply: str, now: datetime, pace: Pace
+) -> tuple[int, list[str]]:
+    """The host is away: all that is due for it waits without an attempt, one probe a run being enough.
+
+    Gives the number put off, and the ids given up because their time is over. Inside a transaction.
+    """
+    where = "kind = 'send' AND domain = ? AND state = 'waiting' AND due_at <= ? AND (claim IS NULL OR claim <> ?)"
+    key, at = (domain, horizon, run), clock.stamp(now)
+    expired = rows(db, f"SELECT id, created_at, expires_at FROM delivery WHERE {where} AND expires_at <= ?", (*key, at))
+    for delivery, created, expires in expired:
+        days = max(1, (clock.instant(expires) - clock.instant(created)).days)
+        reason = Reason("expired", {"days": days, "reply": reply})
+        db.conn.execute(
+            "UPDATE delivery SET state = 'failed', claim = ?, reason = ?, finished_at = ?, reply = ? WHERE id = ?",
+            (run, reason_text(reason), at, reply, delivery),
+        )
+        write(db, at, "run", [Event("failed", delivery=delivery, detail=reason_facts(reason))])
+        revive_twins(db, delivery, at, "run")
+    due_at = clock.stamp(lifecycle.next_run(now, pace.every))
+    reason = Reason("deferred", {"at": due_at, "reply": reply})
+    put_off = db.conn.execute(
+        f"UPDATE delivery SET due_at = ?, claim = ?, reason = ?, reply = ? WHERE {where}",
+        (due_at, run, reason_text(reason), reply, *key),
+    )
+    return put_off.rowcount, [str(row[0]) for row in expired]
+
+
+# --- the postmaster's word ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Who wants it, why, and when (a stamp); `due_at` is the next run."""
+
+    actor: str
+    why: str
+    at: str
+    due_at: str
+    expires_at: str
+
+
+def change(db: Database, ids: Iterable[str], what: Change, order: Order) -> list[str]:
+    """Applies hold, release, drop or retry to those of `ids` whose state allows it; the ids changed. In a transaction."""
+    sources, target = TRANSITIONS[what]
+    changed = []
+    for delivery in ids:
+        row = one(db, "SELECT state, held_at, expires_at FROM delivery WHERE id = ?", (delivery,))
+        if row is None or row[0] not in sources:
+            continue
+        _put(db, delivery, target, what=what, order=order, held_at=row[1], expires_at=row[2])
+        changed.append(delivery)
+    event = {Change.HOLD: "held", Change.RELEASE: "released", Change.DROP: "dropped", Change.RETRY: "retried"}[what]
+    write(db, order.at, order.actor, [Event(event, delivery=d, detail={"why": order.why}) for d in changed])
+    for delivery in changed if what is Change.DROP else ():
+        revive_twins(db, delivery, order.at, order.actor)
+    return changed
+
+
+def revive_twins(db: Database, delivery: str, at: str, actor: str) -> None:
+    """`delivery` came to nothing: a duplicate that waited behind it goes in its place, the oldest first."""
+    row = one(db, "SELECT id FROM delivery WHERE twin = ? AND state = 'duplicate' ORDER BY id LIMIT 1", (delivery,))
+    if row is None:
+        return
+    db.conn.execute(
+        "UPDATE delivery SET state = 'waiting', reason = NULL, finished_at = NULL, twin = NULL WHERE id = ?", row
+    )
+    db.conn.execute("UPDATE delivery SET twin = ? WHERE twin = ?", (row[0], delivery))
+    write(db, at, actor, [Event("revived", delivery=row[0], detail={"twin": delivery})])
+
+
+def _put(
+    db: Database, delivery: str, state: State, *, what: Change, order: Order, held_at: str | None, expires_at: str
+) -> None:
+    facts = {"actor": order.actor, "why": order.why}
+    values: dict[str, object] = {"state": state, "reason": None, "finished_at": None, "held_at": None}
+    if what is Change.HOLD:
+        values |= {"reason": reason_text(Reason("held", facts)), "held_at": order.at}
+    elif what is Change.DROP:
+        values |= {"reason": reason_text(Reason("dropped", facts)), "finished_at": order.at}
+    elif what is Change.RETRY:
+        values |= {"due_at": order.due_at, "expires_at": order.expires_at, "attempts": 0, "warned": 0}
+    elif held_at is not None:  # the give-up clock stood still meanwhile
+        pause = clock.instant(order.at) - clock.instant(held_at)
+        values |= {"due_at": order.due_at, "expires_at": clock.stamp(clock.instant(expires_at) + pause)}
+    else:
+        values |= {"due_at": order.due_at, "expires_at": order.expires_at}
+    columns = ", ".join(f"{name} = ?" for name in values)
+    db.conn.execute(f"UPDATE delivery SET {columns} WHERE id = ?", (*values.values(), delivery))
+
+
+def resend(db: Database, delivery: str, order: Order) -> str | None:
+    """A new delivery of what `delivery` took, once it has ended; its id. None where it has not, or its bytes are gone."""
+    row = one(
+        db,
+        """SELECT d.state, m.purged_at IS NOT NULL OR (d.spool = '' AND d.message IS NULL) FROM delivery d
+        LEFT JOIN message m ON m.id = d.message WHERE d.id = ?""",
+        (delivery,),
+    )
+    if row is None or row[0] not in lifecycle.FINAL or row[1]:
+        return None
+    base = delivery.rpartition("-")[0]
+    taken = rows(db, "SELECT id FROM delivery WHERE id > ? AND id < ?", (f"{base}-", f"{base}."))
+    new = f"{base}-{1 + max(int(str(taken_id[0]).rpartition('-')[2]) for taken_id in taken)}"
+    db.conn.execute(
+        """INSERT INTO delivery (id, message, kind, route, client, connection, recipient, target, domain, state, created_at,
+          due_at, expires_at, sender, token, outbound_message_id, spool, size)
+        SELECT ?, message, kind, route, client, connection, recipient,
+          CASE kind WHEN 'file' THEN recipient ELSE target END, domain, 'waiting', ?, ?, ?, sender, token,
+          outbound_message_id, spool, size FROM delivery WHERE id = ?""",
+        (new, order.at, order.due_at, order.expires_at, delivery),
+    )
+    db.conn.execute(
+        "INSERT INTO delivery_document SELECT ?, document FROM delivery_document WHERE delivery = ?", (new, delivery)
+    )
+    write(db, order.at, order.actor, [Event("resent", delivery=new, detail={"of": delivery, "why": order.why})])
+    return new
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+COUNTS = ("eligible", "sent", "deferred", "refused", "held", "duplicate")
+
+
+def begin_run(db: Database, at: str) -> int:
+    return int(db.conn.execute("INSERT INTO run (started_at) VALUES (?)", (at,)).lastrowid or 0)
+
+
+def finish_run(db: Database, run: int, counts: dict[str, int], at: str) -> None:
+    columns = ", ".join(f"{name} = ?" for name in COUNTS)
+    db.conn.execute(
+        f"UPDATE run SET finished_at = ?, {columns} WHERE id = ?", (at, *(counts[name] for name in COUNTS), run)
+    )
+
+
+def last_run(db: Database) -> tuple[int, str, str | None] | None:
+    """(id, started_at, finished_at) of the latest run."""
+    row = one(db, "SELECT id, started_at, finished_at FROM run ORDER BY id DESC LIMIT 1")
+    return (int(row[0]), str(row[1]), row[2]) if row else None
+
+
+def selected(db: Database, where: str, parameters: Sequence[object]) -> list[str]:
+    return [str(row[0]) for row in rows(db, f"SELECT id FROM delivery d WHERE {where} ORDER BY id", parameters)]

@@ -1,0 +1,71 @@
+"""The history: append-only rows, each written in the transaction of the change it tells of.
+
+Knows alone: the vocabulary of events. Audit-trail evidence: rows are never changed, and outlive the bytes.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+VOCABULARY = {
+    "accepted": "a mail was answered 250",
+    "repeated": "the same mail came again after its 250 was lost; nothing was added",
+    "again": "a mail brought a document that had gone to the same place before",
+    "deposited": "a document was found in a connected folder",
+    "withdrawn": "a document left its folder before it was sent; it is still sent",
+    "moved": "a document was renamed or moved inside its connected folder",
+    "modified": "a document changed after it was sent",
+    "attempted": "an attempt began; the next one is already planned",
+    "sent": "the next hop answered 250",
+    "filed": "the document stands in the GED",
+    "deferred": "an attempt failed for now",
+    "failed": "the far side refused for good, or the delivery was given up",
+    "refused": "our rules refused the document",
+    "duplicate": "the same document was sent or is on its way; not sent again",
+    "revived": "the one it was a duplicate of came to nothing; it goes in its place",
+    "replaced": "its file changed before it was sent; the new bytes go instead",
+    "held": "held by a rule or by the postmaster",
+    "released": "put back in the queue by the postmaster",
+    "dropped": "dropped by the postmaster",
+    "retried": "put back in the queue after a failure by the postmaster",
+    "resent": "sent once more on the postmaster's word",
+    "bounced": "a failure report came back after it was sent",
+    "reported": "a delivery report or another answer came back",
+    "recovered": "found in flight after a crash and put back in the queue",
+    "warned": "waiting for longer than [relay] warn_after",
+    "notified": "the sender was told of the failure",
+    "connected": "a connection was saved and its baseline taken",
+    "disconnected": "a connection was removed",
+    "readdressed": "a connection was given another address",
+    "connection-error": "a connected folder could not be trusted; nothing was concluded from it",
+    "connection-recovered": "a connected folder can be read again",
+    "client-added": "a client was added or completed by hand",
+    "client-removed": "a client was forgotten",
+    "purged": "the bytes were removed after their retention",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    event: str
+    message: str | None = None
+    document: str | None = None
+    delivery: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+_INSERT = "INSERT INTO event (at, actor, event, message, document, delivery, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+def write(db: Database, at: str, actor: str, events: Iterable[Event]) -> None:
+    """Appends `events`; the caller is inside the transaction of what they tell of."""
+    db.conn.executemany(_INSERT, [_row(at, actor, event) for event in events])
+
+
+def _row(at: str, actor: str, event: Event) -> tuple[object, ...]:
+    assert event.event in VOCABULARY
+    detail = json.dumps(event.detail, ensure_ascii=False) if event.detail else None
+    return at, actor, event.event, event.message, event.document, event.delivery, detail

@@ -1,0 +1,256 @@
+"""What the postmaster and the accountant ask: read-only, paged, newest first.
+
+Knows alone: the columns of each listing (design.md §5: scripts depend on their names) and how a filter becomes SQL. A page
+costs the same however long the queue is: it walks an index from where the last one ended.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from relay.store.database import marks, rows
+from rules.lifecycle import State
+
+Record = dict[str, Any]
+CHUNK = 1000  # rows read at a time, so that a long listing is never held whole
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Empty fields do not narrow. `since` is a stamp; `after` the last id of the page before."""
+
+    states: tuple[str, ...] = ()
+    client: str = ""
+    collector: str = ""
+    sender: str = ""
+    since: str = ""
+    ids: tuple[str, ...] = ()
+    after: str = ""
+    limit: int | None = None
+
+    @property
+    def narrows(self) -> bool:
+        return bool(self.states or self.client or self.collector or self.sender or self.since or self.ids)
+
+
+def where(wanted: Filter) -> tuple[str, list[object]]:
+    """Conditions on `delivery d`, and their parameters. An id may be a delivery's, a message's or a document's."""
+    conditions: list[str] = []
+    parameters: list[object] = []
+
+    def add(condition: str, *values: object) -> None:
+        conditions.append(condition)
+        parameters.extend(values)
+
+    if wanted.states:
+        add(f"d.state IN ({marks(wanted.states)})", *wanted.states)
+    if wanted.client:
+        add("d.client = ? AND d.client <> ''", wanted.client)
+    if wanted.collector:
+        add("d.target = ?", wanted.collector)
+    if wanted.sender:
+        add("d.message IN (SELECT id FROM message WHERE sender = ?)", wanted.sender)
+    if wanted.since:
+        add("d.created_at >= ?", wanted.since)
+    if wanted.ids:
+        list_ = marks(wanted.ids)
+        found = f"SELECT delivery FROM delivery_document WHERE document IN ({list_})"
+        add(f"(d.id IN ({list_}) OR d.message IN ({list_}) OR d.id IN ({found}))", *(wanted.ids * 3))
+    return " AND ".join(conditions) or "1", parameters
+
+
+_QUEUE = """
+SELECT d.id, d.message, coalesce(m.message_id, d.outbound_message_id) AS message_id,
+  (SELECT count(*) FROM delivery_document dd WHERE dd.delivery = d.id) AS documents, d.kind, d.state, d.reason, d.route,
+  d.client, coalesce(m.sender, d.sender) AS sender, d.recipient, d.target,
+  coalesce(m.received_at, d.created_at) AS received_at, d.due_at, d.attempts, d.reply, d.size, d.mx, d.tls, d.uncertain
+FROM delivery d LEFT JOIN message m ON m.id = d.message"""
+
+
+def queue(db: Database, wanted: Filter) -> Iterator[Record]:
+    """Deliveries, newest first. `reason` is the stored JSON, for the reader's language to be put to."""
+    yield from _pages(db, _QUEUE, "d.id", wanted)
+
+
+_DOCUMENTS = """
+SELECT f.id, d.id AS delivery, f.name, f.type, f.sha256, f.size, coalesce(nullif(d.client, ''), c.client, '') AS client,
+  coalesce(c.folder, '') AS folder, d.kind, d.state, d.target AS collector, f.origin, d.reason, f.deposited_at,
+  d.finished_at, d.due_at, f.skipped, f.path, f.flags, d.id || '/' || f.id AS key, d.uncertain
+FROM delivery_document dd JOIN delivery d ON d.id = dd.delivery JOIN document f ON f.id = dd.document
+LEFT JOIN connection c ON c.id = f.connection"""
+
+
+def documents(db: Database, wanted: Filter) -> Iterator[Record]:
+    """One row per document and destination, then what was skipped and what was never sent, as the firm sees it."""
+    left = wanted.limit
+    for row in _pages(db, _DOCUMENTS, "d.id || '/' || f.id", wanted):
+        left = left - 1 if left is not None else None
+        yield row
+    if not wanted.states and not wanted.collector:
+        yield from _aside(db, wanted, left)
+
+
+_SKIPPED = """
+SELECT f.id, '' AS delivery, f.name, f.type, f.sha256, f.size, '' AS client, '' AS folder, '' AS kind, 'skipped' AS state,
+  '' AS collector, f.origin, f.skipped AS reason, f.deposited_at, NULL AS finished_at, f.skipped, f.path, f.flags,
+  f.id AS key, 0 AS uncertain
+FROM document f LEFT JOIN message m ON m.id = f.message WHERE f.skipped IS NOT NULL"""
+
+_BASELINE = """
+SELECT '' AS id, '' AS delivery, i.name, '' AS type, coalesce(i.sha256, '') AS sha256, i.size, c.client, c.folder AS top,
+  i.folder AS folder, '' AS kind, 'baseline' AS state, c.collector_address AS collector, '' AS origin, NULL AS reason,
+  c.activated_at AS deposited_at, NULL AS finished_at, NULL AS skipped, '' AS path, '' AS flags, i.name AS key,
+  0 AS uncertain
+FROM inventory i JOIN connection c ON c.id = i.connection
+WHERE i.role = 'baseline' AND c.removed_at IS NULL"""
+
+
+def _aside(db: Database, wanted: Filter, left: int | None) -> Iterator[Record]:
+    if wanted.after and "/" in wanted.after:
+        return
+    limit = -1 if left is None else max(left, 0)
+    if not wanted.client:
+        sender = " AND m.sender = ?" if wanted.sender else ""
+        since = " AND f.deposited_at >= ?" if wanted.since else ""
+        ids = f" AND (f.id IN ({marks(wanted.ids)}) OR f.message IN ({marks(wanted.ids)}))" if wanted.ids else ""
+        values = [v for v in (wanted.sender, wanted.since) if v]
+        sql = f"{_SKIPPED}{sender}{since}{ids} ORDER BY f.id DESC LIMIT ?"
+        yield from _records(db, sql, [*values, *wanted.ids, *wanted.ids, limit])
+    if not wanted.sender and not wanted.since and not wanted.ids:
+        client = " AND c.client = ?" if wanted.client else ""
+        values = [wanted.client] if wanted.client else []
+        yield from _records(
+            db, f"{_BASELINE}{client} ORDER BY i.connection, i.folder, i.name LIMIT ?", [*values, limit]
+        )
+
+
+STATUS = {
+    State.WAITING: "pending",
+    State.SENDING: "pending",
+    State.FILING: "pending",
+    State.SENT: "validated",
+    State.FILED: "filed",
+    State.HELD: "held",
+    State.REFUSED: "refused",
+    State.FAILED: "failed",
+    State.DUPLICATE: "duplicate",
+    State.DROPPED: "skipped",
+    State.BOUNCED: "bounced",
+}
+
+
+def status(row: Record) -> str:
+    """What the firm sees: « validé » if and only if the next hop accepted it and no failure report withdrew it."""
+    if row["state"] == State.HELD and '"modified"' in (row["reason"] or ""):
+        return "modified"
+    return STATUS.get(row["state"], str(row["state"]))
+
+
+# --- the story of one thing -------------------------------------------------------------------------------------------
+
+
+def trace(db: Database, query: str) -> list[Record]:
+    """Every event of what `query` names: an id, a file name, a SHA-256, a Message-ID, a sender or a client."""
+    documents_ = _found(
+        db, "document", "id = ? OR sha256 = ? OR name = ? OR path = ?", (query, query.lower(), query, query)
+    )
+    bare = query if query.startswith("<") else f"<{query}>"
+    messages = _found(db, "message", "id = ? OR message_id IN (?, ?) OR sender = ?", (query, query, bare, query))
+    deliveries = _found(db, "delivery", "id = ? OR (client = ? AND client <> '') OR target = ?", (query, query, query))
+    if not (documents_ or messages or deliveries):
+        return _refusals(db, query)
+    documents_ |= _linked(db, "SELECT id FROM document WHERE message IN ({})", messages)
+    documents_ |= _linked(db, "SELECT document FROM delivery_document WHERE delivery IN ({})", deliveries)
+    deliveries |= _linked(db, "SELECT delivery FROM delivery_document WHERE document IN ({})", documents_)
+    deliveries |= _linked(db, "SELECT id FROM delivery WHERE message IN ({})", messages)
+    messages |= _linked(db, "SELECT message FROM delivery WHERE message IS NOT NULL AND id IN ({})", deliveries)
+    messages |= _linked(db, "SELECT message FROM document WHERE message IS NOT NULL AND id IN ({})", documents_)
+    found: dict[int, Record] = {}
+    for column, ids in (("message", messages), ("document", documents_), ("delivery", deliveries)):
+        for some in _batches(sorted(ids)):
+            sql = f"SELECT * FROM event WHERE {column} IN ({marks(some)})"
+            found |= {row["id"]: row for row in _records(db, sql, some)}
+    story = [found[key] for key in sorted(found, key=lambda k: (found[k]["at"], k))]
+    for row in story:
+        row["detail"] = json.loads(row["detail"]) if row["detail"] else {}
+        del row["id"]
+    return story + _refusals(db, query)
+
+
+def _refusals(db: Database, query: str) -> list[Record]:
+    """Refused mails answer "where is this invoice?" too."""
+    like = f"%{json.dumps(query, ensure_ascii=False)[1:-1]}%"
+    sql = """SELECT at, 'smtp' AS actor, 'refused' AS event, id AS message, NULL AS document, NULL AS delivery, sender,
+      recipients, documents, reply FROM refusal WHERE id = ? OR sender = ? OR message_id IN (?, ?) OR documents LIKE ?
+      OR recipients LIKE ? ORDER BY at"""
+    found = []
+    for row in _records(db, sql, (query, query, query, f"<{query}>", like, like)):
+        detail = {"sender": row.pop("sender"), "reply": row.pop("reply")}
+        detail |= {"recipients": json.loads(row.pop("recipients")), "documents": json.loads(row.pop("documents"))}
+        found.append({**row, "detail": detail})
+    return found
+
+
+def _found(db: Database, table: str, condition: str, parameters: Sequence[object]) -> set[str]:
+    return {str(row[0]) for row in rows(db, f"SELECT id FROM {table} WHERE {condition} LIMIT 10000", parameters)}
+
+
+def _linked(db: Database, sql: str, ids: set[str]) -> set[str]:
+    return {str(row[0]) for some in _batches(sorted(ids)) for row in rows(db, sql.format(marks(some)), some)}
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), 500):
+        yield ids[start : start + 500]
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def body_key(db: Database, id_: str) -> str:
+    """Where the bytes of a delivery, or of a message, are spooled; "" where nothing bears that id."""
+    sql = """SELECT CASE WHEN d.spool = '' THEN coalesce(m.spool, '') ELSE d.spool END FROM delivery d
+      LEFT JOIN message m ON m.id = d.message WHERE d.id = ? UNION ALL SELECT spool FROM message WHERE id = ?"""
+    found = rows(db, sql, (id_, id_))
+    return str(found[0][0]) if found else ""
+
+
+def summary(db: Database) -> list[Record]:
+    """Per kind and state: how many, how large, and since when the oldest waits."""
+    sql = """SELECT kind, state, count(*) AS deliveries, sum(size) AS size, min(created_at) AS oldest
+    FROM delivery GROUP BY kind, state ORDER BY kind, state"""
+    return list(_records(db, sql, ()))
+
+
+def runs(db: Database, limit: int | None = None, run: int | None = None) -> list[Record]:
+    condition = "WHERE id = ?" if run is not None else ""
+    sql = f"""SELECT id, started_at, finished_at, eligible, sent, deferred, refused, held, duplicate FROM run {condition}
+    ORDER BY id DESC LIMIT ?"""
+    return list(_records(db, sql, [*([run] if run is not None else []), -1 if limit is None else limit]))
+
+
+def attempts_of(db: Database, run: int) -> list[Record]:
+    """What a run did, delivery by delivery."""
+    sql = "SELECT d.id, d.client, d.target, d.state, d.reason, d.reply FROM delivery d WHERE d.claim = ? ORDER BY d.id"
+    return list(_records(db, sql, (run,)))
+
+
+def _pages(db: Database, select: str, key: str, wanted: Filter) -> Iterator[Record]:
+    condition, parameters = where(wanted)
+    if wanted.after:
+        condition, parameters = f"({condition}) AND {key} < ?", [*parameters, wanted.after]
+    limit = -1 if wanted.limit is None else wanted.limit
+    # The outer key keeps the order an index has; a concatenated one only breaks ties within a delivery.
+    order = "d.id DESC" if key == "d.id" else "d.id DESC, f.id DESC"
+    yield from _records(db, f"{select} WHERE {condition} ORDER BY {order} LIMIT ?", [*parameters, limit])
+
+
+def _records(db: Database, sql: str, parameters: Sequence[object]) -> Iterator[Record]:
+    cursor = db.conn.execute(sql, parameters)
+    names = [column[0] for column in cursor.description]
+    while found := cursor.fetchmany(CHUNK):
+        for row in found:
+            yield dict(zip(names, row, strict=True))

@@ -1,0 +1,60 @@
+"""Which bytes may go, and what is written when they do.
+
+Knows alone: that a body is needed while any delivery of it is alive, or may still be brought back by the postmaster.
+"""
+
+from collections.abc import Sequence
+
+from sqlite_utils import Database
+
+from relay.store.connections import split
+from relay.store.database import marks, one, rows
+from relay.store.events import Event, write
+from rules.lifecycle import ALIVE
+
+_ALIVE = tuple(ALIVE)
+
+
+def is_referred_to(db: Database, key: str) -> bool:
+    """Does a row say that the bytes of `key` are needed?"""
+    sql = """SELECT 1 WHERE EXISTS (SELECT 1 FROM message WHERE spool = :key AND purged_at IS NULL)
+      OR EXISTS (SELECT 1 FROM delivery WHERE spool = :key AND spool <> '')"""
+    return one(db, sql, {"key": key}) is not None
+
+
+def forget_bodies(db: Database, before: str, at: str, most: int) -> list[str]:
+    """Marks bodies older than `before` as purged and gives their keys; in a transaction. The caller removes the bytes."""
+    alive = marks(_ALIVE)
+    messages = rows(
+        db,
+        f"""SELECT m.id, m.spool FROM message m WHERE m.received_at < ? AND m.purged_at IS NULL AND NOT EXISTS
+        (SELECT 1 FROM delivery d WHERE d.message = m.id AND d.state IN ({alive})) LIMIT ?""",
+        (before, *_ALIVE, most),
+    )
+    db.conn.executemany("UPDATE message SET purged_at = ? WHERE id = ?", [(at, row[0]) for row in messages])
+    own = rows(
+        db,
+        f"""SELECT id, spool FROM delivery WHERE spool <> '' AND message IS NULL AND created_at < ?
+        AND state NOT IN ({alive}) LIMIT ?""",
+        (before, *_ALIVE, most),
+    )
+    db.conn.executemany("UPDATE delivery SET spool = '' WHERE id = ?", [(row[0],) for row in own])
+    write(db, at, "care", [Event("purged", message=row[0]) for row in messages])
+    write(db, at, "care", [Event("purged", delivery=row[0]) for row in own])
+    return [str(row[1]) for row in (*messages, *own)]
+
+
+def is_segment_free(db: Database, segment: str) -> bool:
+    """Is nothing in this segment needed any more?"""
+    low, high = f"s/{segment}/", f"s/{segment}0"
+    sql = """SELECT 1 WHERE EXISTS (SELECT 1 FROM message WHERE spool > :low AND spool < :high AND purged_at IS NULL)
+      OR EXISTS (SELECT 1 FROM delivery WHERE spool > :low AND spool < :high)"""
+    return one(db, sql, {"low": low, "high": high}) is None
+
+
+def put_hashes(db: Database, _: str, *, number: int, found: Sequence[tuple[str, str]]) -> None:
+    """(path, SHA-256) of baseline files; "" where it could not be had, so that it is not asked for at every run."""
+    db.conn.executemany(
+        "UPDATE inventory SET sha256 = ? WHERE connection = ? AND folder = ? AND name = ? AND role = 'baseline'",
+        [(sha256, number, *split(path)) for path, sha256 in found],
+    )

@@ -1,0 +1,255 @@
+"""One invariant sentence per promise of the scanner: it agrees with the standard library on mail that is well formed,
+its result depends on the bytes and not on the chunks, and what it says of a part is what `decoded` reads again."""
+
+import re
+from binascii import b2a_base64, b2a_qp, b2a_uu
+from dataclasses import dataclass
+from email import policy
+from email.parser import BytesParser
+from hashlib import sha256
+
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from relay.encodings import Decoder, Encoding
+from relay.mime import Limits, Message, Scanner, decoded
+
+ROOMY = Limits(depth=100, message_depth=100, quantum=1)
+Leaves = list[tuple[str, bytes]]  # type, content
+
+# --- mail that is well formed, and what is in it --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An entity as bytes, and its leaves. `hidden`: an encoded message is in it, which the library does not open."""
+
+    data: bytes
+    leaves: Leaves
+    hidden: bool = False
+
+
+def _safe_lines(data: bytes) -> bytes:
+    return re.sub(rb"(?m)^-", b"=2D", data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+
+
+def _uu(content: bytes) -> bytes:
+    lines = [b2a_uu(content[i : i + 45]) for i in range(0, len(content), 45)]
+    return b"begin 644 a\n" + b"".join(lines) + b"`\nend\n"
+
+
+def _base64(content: bytes, width: int) -> bytes:
+    line = b2a_base64(content, newline=False)
+    return b"\r\n".join(line[i : i + width] for i in range(0, len(line), width))
+
+
+contents = st.binary(max_size=200) | st.integers(200, 3000).map(lambda n: sha256(b"%d" % n).digest() * (n // 32))
+text_lines = st.lists(
+    st.sampled_from([b"", b"Bonjour,", b" - x", b"=41 =", b"caf\xc3\xa9", b".", b"From a"]), max_size=6
+)
+types = st.sampled_from(["application/pdf", "text/plain", "text/html", "image/png", "Application/XML", "x/y"])
+encoded_by = st.sampled_from(["Base64", "base64", "quoted-printable", "x-uuencode", "8bit", "7bit", ""])
+
+
+@st.composite
+def leaf(draw: st.DrawFn) -> Built:
+    kind, encoding = draw(types), draw(encoded_by)
+    if encoding.lower() == "base64":
+        content = draw(contents)
+        body = _base64(content, draw(st.sampled_from([4, 60, 72, 75, 76]))) + draw(st.sampled_from([b"", b"\r\n"]))
+    elif encoding == "quoted-printable":
+        content = draw(contents)
+        body = _safe_lines(b2a_qp(content, istext=False))
+    elif encoding == "x-uuencode":
+        content = draw(contents.filter(bool))
+        body = _uu(content).replace(b"\n", b"\r\n")
+    else:
+        content = body = b"\r\n".join(draw(text_lines))
+    head = f"Content-Type: {kind}; name=a\r\n"
+    head += f"Content-Transfer-Encoding: {encoding}\r\n" if encoding else ""
+    return Built(head.encode() + b"\r\n" + body, [(kind.lower(), content)])
+
+
+boundaries = st.sampled_from(["b{}", "{}", "b {}", "=_x{}", "b'()+_,-./:=?{}", "----=_Part_{}_", "b-{}-", "{}{}{}"])
+
+
+@st.composite
+def multipart(draw: st.DrawFn, children: st.SearchStrategy[Built]) -> Built:
+    parts = draw(st.lists(children, min_size=1, max_size=3))
+    subtype = draw(st.sampled_from(["mixed", "related", "alternative", "report", "signed"]))
+    taken = b"".join(part.data for part in parts)
+    serial = draw(st.integers(0, 99))
+    style = draw(boundaries)
+    # Of each form there are prefixes of another, but no two are equal.
+    while (boundary := style.replace("{}", str(serial)).encode()) and re.search(
+        rb'boundary="' + re.escape(boundary) + rb'"', taken
+    ):
+        serial += 1
+    white = draw(st.sampled_from([b"", b" ", b" \t"]))
+    lines = [draw(st.sampled_from([b"", b"Preamble\r\n"]))]
+    lines += [b"--" + boundary + white + b"\r\n" + part.data + b"\r\n" for part in parts]
+    lines += [b"--" + boundary + b"--" + white, draw(st.sampled_from([b"", b"\r\n", b"\r\nEpilogue\r\n"]))]
+    head = b'Content-Type: multipart/%s;\r\n boundary="%s"\r\n\r\n' % (subtype.encode(), boundary)
+    leaves = [leaf for part in parts for leaf in part.leaves]
+    return Built(head + b"".join(lines), leaves, any(part.hidden for part in parts))
+
+
+@st.composite
+def attached(draw: st.DrawFn, children: st.SearchStrategy[Built]) -> Built:
+    inner = draw(children)
+    message = b"Received: from a by b\r\nSubject: =?utf-8?q?=C3=A9?=\r\n" + inner.data
+    encoding = draw(st.sampled_from(["7bit", "base64", "quoted-printable"]))
+    if encoding == "7bit":
+        body, hidden = message, inner.hidden
+    elif encoding == "base64":
+        body, hidden = _base64(message, 76), True
+    else:
+        body, hidden = _safe_lines(b2a_qp(message, istext=False)), True
+    head = f"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
+    return Built(head.encode() + body, inner.leaves, hidden)
+
+
+messages = st.recursive(leaf(), lambda inner: multipart(inner) | attached(inner), max_leaves=6)
+
+
+def scan(data: bytes, cuts: list[int], limits: Limits = ROOMY) -> Message:
+    scanner, start = Scanner(limits), 0
+    for cut in sorted(cut % (len(data) + 1) for cut in cuts):
+        scanner.feed(data[start:cut])
+        start = cut
+    scanner.feed(data[start:])
+    return scanner.close()
+
+
+def read_again(data: bytes, message: Message) -> list[bytes]:
+    return [b"".join(decoded(lambda o, n: data[o : o + n], part.spans, chunk=97)) for part in message.parts]
+
+
+cuts = st.lists(st.integers(0, 1 << 20), max_size=12)
+
+
+@given(messages, cuts)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_well_formed_mail_has_the_leaves_it_was_built_of(built: Built, cuts: list[int]) -> None:
+    message = scan(built.data, cuts)
+    contents = read_again(built.data, message)
+    assert [(p.leaf.type, c) for p, c in zip(message.parts, contents, strict=True)] == built.leaves
+    assert message.problem is None
+    assert message.defects == ()
+    assert not message.bare_newline
+
+
+@given(messages, cuts)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_well_formed_mail_has_the_leaves_the_standard_library_finds(built: Built, cuts: list[int]) -> None:
+    assume(not built.hidden)
+    parsed = BytesParser(policy=policy.compat32).parsebytes(built.data)
+    found = [(p.get_content_type(), p.get_payload(decode=True)) for p in parsed.walk() if not p.is_multipart()]
+    message = scan(built.data, cuts)
+    assert [(p.leaf.type, c) for p, c in zip(message.parts, read_again(built.data, message), strict=True)] == found
+
+
+# --- mail that is not -----------------------------------------------------------------------------------------------
+
+SHARDS = [
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"--",
+    b"\r\n--b1\r\n",
+    b"\n--b1--\n",
+    b"=",
+    b"==",
+    b":",
+    b" ",
+    b"\xff",
+    b'"',
+]
+SHARDS += [b"\r\n--", b"begin 644 x\r\n", b"Content-Type: message/rfc822\r\n\r\n", b"junk\r\n", b"X: y\r\n", b"=\r"]
+SHARDS += [b"\r\nContent-Type: multipart/mixed\r\n\r\n--q\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n"]
+SHARDS += [
+    b"--b1" + b" " * 5000 + b"\r\n",
+    b"y" * 2500,
+    b"A" * 76 + b"\r\n",
+    b"a:" + b"b" * 3000,
+    b"From x\r\n",
+    b"%PDF",
+]
+edits = st.lists(
+    st.tuples(st.integers(0, 1 << 20), st.integers(0, 60), st.sampled_from(SHARDS) | st.binary(max_size=4))
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    data = draw(messages).data
+    for at, removed, added in draw(edits.filter(lambda some: len(some) < 8)):
+        at %= len(data) + 1
+        data = data[:at] + added + data[at + removed :]
+    return data
+
+
+TIGHT = Limits(header_block=2500, parts=3, depth=2, message_depth=1, quantum=1)
+
+
+@given(damaged() | st.lists(st.sampled_from(SHARDS), max_size=30).map(b"".join), cuts, st.sampled_from([ROOMY, TIGHT]))
+@example(b"--", [1], ROOMY)
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+def test_the_result_depends_on_the_bytes_and_not_on_the_chunks(data: bytes, cuts: list[int], limits: Limits) -> None:
+    whole = scan(data, [], limits)
+    assert scan(data, cuts, limits) == whole
+    assert scan(data, list(range(0, min(len(data), 300))), limits) == whole
+
+
+@given(damaged(), st.sampled_from([ROOMY, TIGHT]))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_said_of_a_part_is_what_can_be_read_again(data: bytes, limits: Limits) -> None:
+    message = scan(data, [], limits)
+    assert message.size == len(data)
+    assert len(message.parts) <= limits.parts
+    for part, content in zip(message.parts, read_again(data, message), strict=True):
+        assert (part.size, part.sha256) == (len(content), sha256(content).hexdigest())
+        assert part.head == content[: 64 * 1024]
+        assert part.tail == content[-len(part.tail) :] if part.tail else not content
+        assert len(part.tail) == len(content) or len(part.tail) >= 65_557
+
+
+@given(damaged())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+def test_bytes_over_7f_and_lone_line_ends_are_seen_wherever_they_are(data: bytes) -> None:
+    message = scan(data, [len(data) // 3, len(data) // 2])
+    assert message.eight_bit == any(byte > 0x7F for byte in data)
+    assert message.bare_newline == bool(re.search(rb"\r(?!\n)|(?<!\r)\n", data))
+
+
+noise = st.lists(
+    st.sampled_from([*SHARDS, b"QUJD", b"QQ", b"=4", b"=41", b"M", b"#86)C\n", b"`\n", b"end\n"]), max_size=40
+)
+
+
+@given(noise.map(b"".join), cuts, st.sampled_from(["identity", "base64", "quoted-printable", "uuencode"]))
+@settings(max_examples=500)
+def test_a_decoder_gives_the_same_content_and_defects_for_any_cut(data: bytes, cuts: list[int], name: Encoding) -> None:
+    whole, pieces = Decoder(name), Decoder(name)
+    expected = whole.feed(data) + whole.close()
+    found, start = [], 0
+    for cut in [*sorted(cut % (len(data) + 1) for cut in cuts), len(data)]:
+        found.append(pieces.feed(data[start:cut]))
+        start = cut
+    found.append(pieces.close())
+    assert (b"".join(found), pieces.defects) == (expected, whole.defects)
+
+
+@given(st.binary(min_size=500, max_size=4000), st.integers(1, 30), st.integers(0, 3000), st.binary(max_size=2))
+def test_regular_lines_are_claimed_only_where_the_slow_way_finds_the_same(
+    content: bytes, quanta: int, at: int, added: bytes
+) -> None:
+    lines = _base64(content, quanta * 4)
+    at %= len(lines) + 1
+    for data in (lines, lines[:at] + added + lines[at + len(added) :], lines[:at] + added + lines[at:]):
+        claimed, stop = Decoder("base64").regular(data, 0, len(data))
+        slow = Decoder("base64")
+        if claimed:
+            assert claimed == slow.feed(data[:stop])
+            assert not slow.defects and not re.search(rb"[^A-Za-z0-9+/\r\n]|\r(?!\n)|(?<!\r)\n", data[:stop])
