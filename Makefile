@@ -43,7 +43,7 @@ bench: .venv/.dev
 COMPILE := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate
 lock: .venv/.dev
-	$(COMPILE) -o deploy/requirements.lock pyproject.toml
+	$(COMPILE) --extra build -o deploy/requirements.lock pyproject.toml
 	$(COMPILE) --extra dev -c deploy/requirements.lock -o deploy/requirements-dev.lock pyproject.toml
 
 clean:
