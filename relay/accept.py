@@ -320,6 +320,7 @@ class Transaction:
             body="8bit" if message.eight_bit else "7bit",
             spool="",
             origin=self._origin(message),
+            foreign=envelope.peer.trusted and message.received_count > 0,
         )
 
     def _origin(self, message: Message) -> str:

@@ -72,6 +72,8 @@ class Delimiters:
 
     def next(self, start: int, stop: int) -> Delimiter | None:
         """The first delimiter whose line begins from `start` to `stop`, both included, and is wholly there."""
+        if not self._levels:
+            return None
         at = max(start - 1, 0)
         while not self.exhausted and (at := self._candidate(at)) < stop:
             at += 1

@@ -187,7 +187,9 @@ class _QuotedPrintable:
     @staticmethod
     def _decoded(data: bytes) -> bytes:
         # a2b_qp drops everything from "=" CR to the next LF; a lone CR after "=" is a soft line break like any other.
-        if b"=\r" in data:
+        if b"==\r" not in data:
+            data = data.replace(b"=\r\n", b"=\n").replace(b"=\r", b"=\n")
+        else:  # which of the two is the escape depends on what is before them
             data = _SOFT_BREAK_CR.sub(rb"\1=\n", data)
         return a2b_qp(data)
 

@@ -7,6 +7,7 @@ Limits: a field's name has at most 200 characters; a boundary of more than 1,000
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -110,33 +111,34 @@ class Entity:
 
 
 def entity(found: Fields, default_type: str = "text/plain") -> Entity:
+    """From the content fields of a block."""
     first = dict(reversed(found))
     content_type, disposition = first.get("content-type", b""), first.get("content-disposition", b"")
     typed, disposed = parameters(content_type), parameters(disposition)
     encoding = encoding_of(first.get("content-transfer-encoding", b""))
     declared = _type(content_type)
-    defects = [] if encoding else ["unknown-encoding"]
-    if _is_ambiguous(found, typed):
-        defects.append("ambiguous")
+    boundaries: tuple[bytes, ...] = ()
+    if declared.startswith("multipart/"):
+        boundaries = _boundaries([typed, *(parameters(value) for name, value in found[1:] if name == "content-type")])
+    repeated = len(found) > len(first) or len(boundaries) > 1
+    defects = () if encoding else ("unknown-encoding",)
     return Entity(
         type=declared or default_type,
-        boundaries=_boundaries(found) if declared.startswith("multipart/") else (),
+        boundaries=boundaries,
         encoding=encoding or "identity",
         disposition=token(disposition) if disposition else "",
         name=file_name(disposed, typed) if disposed or typed else None,
         content_id=first.get("content-id", b"").decode("latin-1").strip().strip("<>"),
-        defects=tuple(defects),
+        defects=(*defects, "ambiguous") if repeated and _is_ambiguous(found, typed) else defects,
     )
 
 
 def _is_ambiguous(found: Fields, typed: Parameters) -> bool:
     """Is something said twice, and differently? Readers take the first, or the last."""
-    said = [(name, b" ".join(value.lower().split())) for name, value in found if name in _DECISIVE]
+    said = [(name, b" ".join(value.lower().split())) for name, value in found if name != "content-id"]
     said += [("boundary", value) for name, value in typed if name == "boundary"]
-    return len(said) > len(dict(said)) and len(set(said)) > len(dict(said))
-
-
-_DECISIVE = ("content-type", "content-disposition", "content-transfer-encoding")
+    once = len(dict(said))
+    return len(said) > once and len(set(said)) > once
 
 
 def _type(value: bytes) -> str:
@@ -151,12 +153,12 @@ def _type(value: bytes) -> str:
     return {"text": "text/plain", "multipart": "multipart/mixed"}.get(main, "application/octet-stream")
 
 
-def _boundaries(found: Fields) -> tuple[bytes, ...]:
+def _boundaries(types: Iterable[Parameters]) -> tuple[bytes, ...]:
     """Every boundary one of the readers may use: of each field and parameter that says one, and its first word."""
-    several: dict[bytes, None] = {}
-    for typed in [parameters(value) for name, value in found if name == "content-type"]:
-        declared = [raw_parameter(typed, "boundary"), *(value for name, value in typed if name == "boundary")]
-        several.update(dict.fromkeys(value.rstrip() for value in declared if value))
+    found: list[bytes] = []
+    for typed in types:
+        found.append((raw_parameter(typed, "boundary") or b"").rstrip())
+        found += [value.rstrip() for name, value in typed if name == "boundary"]
     # An unquoted boundary ends at white space for some readers.
-    several.update(dict.fromkeys(value.split()[0] for value in tuple(several) if value))
-    return tuple([value for value in several if 0 < len(value) <= MAX_BOUNDARY])
+    found += [value.split()[0] for value in found if b" " in value]
+    return tuple([value for value in dict.fromkeys(found) if 0 < len(value) <= MAX_BOUNDARY])

@@ -229,7 +229,8 @@ class Tree:
                 return None
         if status.st_nlink < 2:
             return None
-        for start in (place, place.partition("/")[0]):
+        client = "" if self.folder else place.partition("/")[0]  # no farther than the client's own folder
+        for start in (place, client):
             for found in self.within(start).scan():
                 if isinstance(found, GedAway):
                     raise _Away(found)

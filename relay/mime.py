@@ -7,6 +7,7 @@ Limits: it reads the message after dot-unstuffing. A bare CR is no line end: ref
 normalise it before it comes here. Text is searched for `cid:` as ASCII, in the first MiB of each HTML leaf.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -122,7 +123,8 @@ class Scanner:
         self._base = 0  # where the buffer begins in the message
         self._position = 0  # in the buffer; what is before it is done with
         self._final = False
-        self._step = self._header
+        # A function and not a method of self: no cycle, so that the buffer is freed as soon as nobody has the scanner.
+        self._step: Callable[[Scanner], bool] = Scanner._header
         self._place = _Place()
         self._attached: tuple[Entity, _Place] | None = None  # where the message being entered came from
         self._frames: list[_Multipart] = []
@@ -169,7 +171,7 @@ class Scanner:
         self._position -= kept
         self._waiting, self._waiting_size = [], 0
         self._delimiters.begin(self._buffer, self._base)
-        while self._step():
+        while self._step(self):
             pass
 
     # --- the steps: each goes on from the position, and says whether another one can follow ---
@@ -190,7 +192,7 @@ class Scanner:
         self._position = end if delimiter else blank_end(buffer, end)
         if has_junk(buffer[start:end]) or not (delimiter or self._position > end or end == len(buffer)):
             self._defects.add("bad-header")
-        self._step = self._content
+        self._step = Scanner._content
         self._enter(buffer[start:end], buffer[end : self._position])
         return True
 
@@ -225,7 +227,7 @@ class Scanner:
         self._body = self._inner = None
         self._frames.clear()
         self._delimiters.cut(0)
-        self._step = self._rest
+        self._step = Scanner._rest
         return True
 
     # --- going in and out ---
@@ -234,16 +236,14 @@ class Scanner:
         """The header block of an entity has been read; the position is at its body."""
         attached, self._attached = self._attached, None
         if self._headers is None:
-            self._headers = found = fields(block)
+            self._headers = fields(block)
             self._header_end = self._base + self._position
             if attached is None:
                 trace = trace_end(block)
                 self._ledger.skip(block[:trace])
                 block = block[trace:]
-        else:
-            found = content_fields(block)
         self._ledger.structure(block + blank)
-        head = entity(found, self._place.default_type)
+        head = entity(content_fields(block), self._place.default_type)
         if attached and not block.strip():
             # No header at all: whatever was attached there is no message, so it is a document.
             declared, self._place = attached
@@ -276,7 +276,7 @@ class Scanner:
         self._defects.update(head.defects)
         if head.encoding == "identity":
             self._attached, self._place = (head, self._place), self._place.message()
-            self._step = self._header
+            self._step = Scanner._header
             return
         limits = self._limits
         inner = Scanner(replace(limits, parts=limits.parts - len(self._parts), depth=limits.depth - len(self._frames)))
@@ -303,7 +303,7 @@ class Scanner:
         frame.closed = False
         frame.count += 1
         self._place = frame.place.part(frame.count, frame.type)
-        self._step = self._header
+        self._step = Scanner._header
 
     def _leave(self, ended: list[_Multipart]) -> None:
         """What is open ends at the position, and the multiparts `ended` with it, closed or not."""

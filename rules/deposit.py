@@ -13,7 +13,8 @@ where it stood: that one is a deposit. Only where no known file moved is new con
 
 Limits: bytes rewritten in place with size and mtime put back are not noticed. A baseline file that is both touched and
 moved before its hash is known counts as a deposit, as does one renamed while the baseline is being taken (its ctime is
-renewed, as by a move in). Hard links to one inode that move together are told apart by name.
+renewed, as by a move in). Hard links to one inode that move together are told apart by name. Over 400 lines, of which
+a quarter names the decisions.
 """
 
 from collections import defaultdict
@@ -24,6 +25,7 @@ from typing import Literal, assert_never
 Role = Literal["baseline", "pending", "sent", "refused", "held", "empty", "departed"]
 Doubt = Literal["unreadable", "identity", "empty", "half"]
 Identity = tuple[int, int]  # of the root: file system, inode
+_File = tuple[int, int, int, int]  # device, inode, size, mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """New bytes before anything was sent: these go (or stay held) instead of the old."""
+    """New bytes before anything was sent: they go, or stay held, instead."""
 
     known: Known
     seen: Seen
@@ -207,7 +209,7 @@ def _has_same_bytes(known: Known, seen: Seen, sha256: str | None) -> bool | None
     return None if sha256 is None else sha256 == known.sha256
 
 
-def _file(record: Known | Seen) -> tuple[int, int, int, int]:
+def _file(record: Known | Seen) -> _File:
     return record.device, record.inode, record.size, record.mtime_ns
 
 
@@ -243,8 +245,9 @@ def decide(difference: Difference, hashes: Mapping[str, str], *, now_ns: int, se
     facts = _Facts(hashes, now_ns - settle_ns)
     lost, arrivals = _unplaced(difference)
     moves = _moves(difference, hashes)
-    left = {known.path: known for known in lost if known.path not in moves.away | moves.unclear}
-    newcomers = [seen for seen in difference.new if seen.path not in moves.unclear | moves.to.keys()]
+    not_lost, not_new = moves.unclear.union(moves.away), moves.unclear.union(moves.to)
+    left = {known.path: known for known in lost if known.path not in not_lost}
+    newcomers = [seen for seen in difference.new if seen.path not in not_new]
     decisions: list[Decision] = [Moved(known, seen) for seen in arrivals if (known := moves.to.get(seen.path))]
     decisions += [Unsettled(seen) for seen in arrivals if seen.path in moves.unclear]
     for known, seen in difference.changed:
@@ -301,11 +304,14 @@ def _moves(difference: Difference, hashes: Mapping[str, str]) -> _Moves:
                 moves.unclear.update((known.path, seen.path))
             if answer is not False:
                 break
+    # A file cannot be recorded in a place of which nothing is concluded; then nor is anything of its old place.
+    while blocked := moves.unclear & moves.to.keys():
+        moves.unclear.update(moves.to.pop(path).path for path in blocked)
     return moves
 
 
-def _grouped(lost: Iterable[Known]) -> dict[tuple[int, int, int, int], list[Known]]:
-    groups: defaultdict[tuple[int, int, int, int], list[Known]] = defaultdict(list)
+def _grouped(lost: Iterable[Known]) -> dict[_File, list[Known]]:
+    groups: defaultdict[_File, list[Known]] = defaultdict(list)
     for known in lost:
         groups[_file(known)].append(known)
     return groups

@@ -85,11 +85,11 @@ def file_name(disposition: Parameters, content_type: Parameters) -> str | None:
 
 
 def _name(found: Parameters, key: str) -> str:
-    joined = _extended(found, key)
+    found = [parameter for parameter in found if parameter[0].startswith(key)]
+    joined = _extended(found, key) if found else None
     if joined:
         value, charset = joined
-        name = _shortened(text(value) if charset is None else _decoded(value, charset))
-        if name:
+        if name := _shortened(text(value) if charset is None else _decoded(value, charset)):
             return name
     return next((name for other, value in found if other == key and (name := _shortened(text(value)))), "")
 

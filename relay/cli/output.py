@@ -32,7 +32,8 @@ def emit(rows: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> in
 def _table(rows: Iterable[Record], columns: Sequence[str]) -> int:
     from tabulate import tabulate
 
-    cells = [[cell(row.get(column)) for column in columns] for row in rows]
+    *narrow, last = columns
+    cells = [[*(cell(row.get(column)) for column in narrow), cell(row.get(last), 3 * WIDEST)] for row in rows]
     if cells:
         drawn = tabulate(cells, headers=list(columns), tablefmt="simple", disable_numparse=True)  # type: ignore[no-untyped-call]
         sys.stdout.write(f"{drawn}\n")
@@ -56,10 +57,9 @@ def paged(rows: Iterable[Record], *, key: str, limit: int | None, as_json: bool)
         click.echo(f"{hint}: --after {printable(str(last[key]))} --limit {PAGE}", err=True)
 
 
-def cell(value: object) -> str:
-    text = "" if value is None else str(value)
-    text = printable(text)
-    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
+def cell(value: object, widest: int = WIDEST) -> str:
+    text = printable("" if value is None else str(value))
+    return text if len(text) <= widest else text[: widest - 1] + "…"
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from sqlite_utils import Database
 
 from relay.store.schema import migrations
 
+SQLITE: tuple[int, ...] = sqlite3.sqlite_version_info
 MINIMUM_SQLITE = (3, 51, 3)  # before it a WAL can be corrupted: sqlite.org/wal.html#walresetbug
 BUSY_TIMEOUT = 10.0  # seconds a writer waits for another
 Row = tuple[Any, ...]
@@ -79,7 +80,7 @@ def _quoted(path: Path) -> str:
 
 
 def _check_version() -> None:
-    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+    if SQLITE < MINIMUM_SQLITE:
         raise StoreError(f"SQLite {sqlite3.sqlite_version} can corrupt a WAL. Remedy: install pysqlite3 >= 0.6.1.")
 
 

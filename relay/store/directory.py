@@ -16,6 +16,7 @@ from rules.filing import slug as slug_of
 
 CLIENTS_LISTED = "clients-listed"  # in meta: when the GED's root was last listed
 GENERATION = "generation"
+FOREIGN = "foreign-received"  # when mail that others had handled last came from a trusted peer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sqlite_utils import Database
 
 from relay import clock
 from relay.store.database import marks, one, rows
+from relay.store.directory import FOREIGN, set_meta
 from relay.store.events import Event, write
 from rules.bounce import Bounce
 from rules.lifecycle import COUNTS_NOT_AS_DONE, Change, State, after
@@ -41,6 +42,7 @@ class NewMessage:
     body: str
     spool: str
     origin: str
+    foreign: bool  # handled by another host before a trusted peer gave it to us
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ def commit(db: Database, accepted: Accepted) -> Committed:
     again = _again(db, deliveries, {d.id: d.sha256 for d in accepted.documents})
     _insert(db, replace(accepted, deliveries=deliveries))
     write(db, accepted.message.received_at, "smtp", [*_told(accepted, deliveries), *again])
+    if accepted.message.foreign:
+        set_meta(db, FOREIGN, accepted.message.received_at)
     for token, bounce in accepted.bounces:
         record_bounce(db, token, bounce, message=accepted.message.id, at=accepted.message.received_at)
     return Committed(accepted.message.id, added=True, filings=sum(d.kind == "file" for d in deliveries))

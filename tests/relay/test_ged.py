@@ -547,6 +547,15 @@ def test_a_crash_before_the_record_files_nothing_twice(ged: Path, moved_to: str)
     assert everything(ged) == {moved_to: PDF}
 
 
+def test_a_document_moved_before_the_record_is_found_from_within_the_client_too(ged: Path) -> None:
+    crash(ged, "recording")
+    (ged / "dupont/Classé").mkdir()
+    (ged / "dupont/Ventes/2026/11/facture.pdf").rename(ged / "dupont/Classé/x.pdf")
+    tree = Tree(ged).within("dupont")
+    filed = tree.file_document(VENTES[1:], "facture.pdf", delivery="d1", chunks=[PDF], sha256=sha256(PDF))
+    assert isinstance(filed, Filed) and filed.path == "Classé/x.pdf"
+
+
 def test_a_link_made_by_a_backup_is_neither_a_proof_nor_harmed(ged: Path, tmp_path: Path) -> None:
     crash(ged, "writing")
     os.link(ged / "dupont/Ventes/2026/11/.welyb-d1.part", tmp_path / "outside/snapshot")

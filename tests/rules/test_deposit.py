@@ -1,6 +1,7 @@
 """Golden cases: what differs between the inventory and the tree, and what it means."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -312,26 +313,32 @@ def test_doubt(now: tuple[int, int] | None, counts: tuple[int, int, int], expect
 def test_every_difference_is_decided_once() -> None:
     """Nothing is dropped, nothing decided twice, over all pairs of rows and files of a small world."""
     roles: tuple[Role, ...] = ("baseline", "sent", "pending")
-    for role in roles:
-        for sha in (None, "h"):
-            row_a, row_b = known(A, role, sha), known(B, "baseline", sha)
-            for now_a in (None, A, B, replace(A, size=9)):
-                for now_z in (None, A, B, seen("z.pdf", 7)):
-                    _check_decided_once(row_a, row_b, now_a, now_z)
+    for role, hash_a, hash_b in product(roles, (None, "h"), (None, "h")):
+        row_a, row_b = known(A, role, hash_a), known(B, "baseline", hash_b)
+        for now_a, now_z in product((None, A, B, replace(A, size=9)), (None, A, B, seen("z.pdf", 7))):
+            for had in ({"a": "h", "z": "h"}, {"a": "h"}, {"z": "h"}, {}):
+                _check_decided_once(_difference(row_a, row_b, now_a, now_z), had)
 
 
-def _check_decided_once(row_a: Known, row_b: Known, now_a: Seen | None, now_z: Seen | None) -> None:
+def _difference(row_a: Known, row_b: Known, now_a: Seen | None, now_z: Seen | None) -> Difference:
     at_a = now_a and replace(now_a, path="a.pdf", ctime_ns=OLD + 1)
     at_z = now_z and replace(now_z, path="z.pdf", ctime_ns=OLD + 1)
-    difference = Difference(
+    return Difference(
         gone=(row_b,) if at_a else (row_a, row_b),
         changed=((row_a, at_a),) if at_a else (),
         new=(at_z,) if at_z else (),
     )
-    decisions = decided(difference, a="h", z="h")
-    paths = [d.seen.path for d in decisions if not isinstance(d, Departed)]
-    assert sorted(paths) == sorted(s.path for s in (at_a, at_z) if s)
+
+
+def _check_decided_once(difference: Difference, hashes: dict[str, str]) -> None:
+    before = {*difference.gone, *(row for row, _ in difference.changed)}
+    there = sorted(s.path for s in (*difference.new, *(s for _, s in difference.changed)))
+    decisions = decided(difference, **hashes)
+    assert sorted(d.seen.path for d in decisions if not isinstance(d, Departed)) == there
     rows = [d.known for d in decisions if not isinstance(d, Deposit | Unsettled | EmptyWait)]
-    assert len(rows) == len(set(rows)) and set(rows) <= {row_a, row_b}
+    assert len(rows) == len(set(rows)) and set(rows) <= before
     if not any(isinstance(d, Unsettled) for d in decisions):
-        assert set(rows) == {row_a, row_b}
+        assert set(rows) == before
+    # A row left alone keeps its place: no other file is recorded there.
+    kept = {row.path for row in before - set(rows)}
+    assert not kept & {d.seen.path for d in decisions if not isinstance(d, Departed | Unsettled)}

@@ -1,0 +1,237 @@
+"""`check`: what is wrong or unwise, each finding with its remedy; exit 1 if anything is wrong."""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from relay.cli.language import t
+from relay.cli.options import json_option, rules, settings
+from relay.cli.output import emit
+from relay.config import Config
+from rules.ruleset import RuleSet
+
+LEAST_FREE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`ok` is false for what must be mended; a finding that is ok may still carry advice."""
+
+    subject: str
+    ok: bool
+    finding: str
+    remedy: str = ""
+
+
+@click.command(help=t("Vérifie l'installation ; chaque constat a son remède.", "Checks the installation."))
+@json_option
+@click.pass_context
+def check(ctx: click.Context, as_json: bool) -> None:
+    config = settings(ctx)
+    findings = list(_findings(config, rules(config)))
+    rows = [{"subject": f.subject, "ok": f.ok, "finding": f.finding, "remedy": f.remedy} for f in findings]
+    emit(rows, ("subject", "ok", "finding", "remedy"), as_json=as_json)
+    if not all(finding.ok for finding in findings):
+        ctx.exit(1)
+
+
+def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
+    yield Finding("settings", True, config.source)
+    yield Finding("rules", True, ", ".join(rule.name for rule in ruleset.rules))
+    yield from _data(config)
+    yield from _sqlite()
+    yield from _libmagic()
+    yield from _ged(config)
+    yield from _certificate(config)
+    yield from _dkim(config)
+    yield from _store(config, ruleset)
+    yield from _destinations(config, ruleset)
+
+
+def _data(config: Config) -> Iterator[Finding]:
+    data = config.relay.data
+    if not data.exists():
+        yield Finding("data", True, t(f"{data} sera créé au démarrage", f"{data} will be made at start"))
+        return
+    mode = stat.S_IMODE(data.stat().st_mode)
+    loose = bool(mode & 0o077)
+    yield Finding("data", not loose, f"{data} {mode:04o}", f"chmod 700 {data}" if loose else "")
+    usage = shutil.disk_usage(data)
+    free = usage.free / usage.total
+    remedy = t("libérez de la place : le courrier est refusé (452) en dessous de 5 %", "free some space: 452 under 5 %")
+    yield Finding("disk", free >= LEAST_FREE, f"{free:.0%} {t('libres', 'free')}", "" if free >= LEAST_FREE else remedy)
+
+
+def _sqlite() -> Iterator[Finding]:
+    from relay.store.database import MINIMUM_SQLITE, SQLITE
+
+    ok = SQLITE >= MINIMUM_SQLITE
+    yield Finding("sqlite", ok, ".".join(map(str, SQLITE)), "" if ok else "pip install 'pysqlite3>=0.6.1'")
+
+
+def _libmagic() -> Iterator[Finding]:
+    try:
+        import magic
+
+        version = magic.version()  # type: ignore[no-untyped-call]
+        yield Finding("libmagic", True, str(version))
+    except (ImportError, OSError, AttributeError) as error:
+        yield Finding("libmagic", False, str(error), "apt-get install libmagic1")
+
+
+def _ged(config: Config) -> Iterator[Finding]:
+    from relay import ged
+
+    names = ged.Tree(config.ged.root).clients()
+    if isinstance(names, ged.GedAway):
+        remedy = t("montez-la, ou corrigez [ged] root ; le courrier attend", "mount it, or mend [ged] root")
+        yield Finding("ged", False, f"{config.ged.root}: {names.reason}", remedy)
+        return
+    writable = os.access(config.ged.root, os.W_OK)
+    yield Finding("ged", True, f"{config.ged.root}: {len(names)} {t('dossiers clients', 'client folders')}")
+    if not writable and os.geteuid() != 0:
+        yield Finding(
+            "ged", False, t("non inscriptible par cet utilisateur", "not writable by this user"), "chown, chmod"
+        )
+    yield from _ambiguous(names)
+
+
+def _ambiguous(names: tuple[str, ...]) -> Iterator[Finding]:
+    from rules.filing import slug
+
+    by_slug: dict[str, list[str]] = {}
+    for name in names:
+        by_slug.setdefault(slug(name), []).append(name)
+    for found, folders in by_slug.items():
+        if len(folders) > 1:
+            remedy = t(f"renommez l'un d'eux : {found} est répondu 451", f"rename one: {found} is answered 451")
+            yield Finding("clients", False, " = ".join(folders), remedy)
+        if not found:
+            yield Finding(
+                "clients", True, t(f"« {folders[0]} » n'a pas de nom utilisable", f"{folders[0]} has no slug")
+            )
+
+
+def _certificate(config: Config) -> Iterator[Finding]:
+    if not config.smtp.certificate:
+        yield Finding("certificate", True, t("aucun : STARTTLS n'est pas proposé", "none: STARTTLS is not offered"))
+        return
+    import ssl
+
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(config.smtp.certificate, config.smtp.key)
+        yield Finding("certificate", True, config.smtp.certificate)
+    except (OSError, ssl.SSLError) as error:
+        remedy = t("corrigez [smtp] certificate et key", "mend [smtp] certificate and key")
+        yield Finding("certificate", False, str(error), remedy)
+
+
+def _dkim(config: Config) -> Iterator[Finding]:
+    from relay.daemon import StartError, key_path, signer
+    from relay.sign import KeyProblem
+
+    if not config.dkim.selector:
+        remedy = "welyb-relay keys create SELECTOR"
+        yield Finding("dkim", True, t("le courrier part sans signature", "mail leaves unsigned"), remedy)
+        return
+    path = key_path(config, config.dkim.selector)
+    try:
+        signer(config)
+    except (StartError, KeyProblem, OSError) as error:
+        yield Finding("dkim", False, str(error), f"welyb-relay keys create {config.dkim.selector}")
+        return
+    loose = bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+    yield Finding("dkim", not loose, str(path), f"chmod 600 {path}" if loose else "")
+
+
+def _store(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
+    from relay.daemon import take_identity
+    from relay.store.database import NoStore, StoreError, open_existing
+    from relay.store.listing import summary
+
+    take_identity(config.relay.data)
+    try:
+        db = open_existing(config.database)
+    except NoStore:
+        yield Finding("store", True, t("pas encore de base", "no store yet"))
+        return
+    except StoreError as error:
+        yield Finding("store", False, str(error), t("voir la sauvegarde", "look at the backup"))
+        return
+    try:
+        count = sum(row["deliveries"] for row in summary(db))
+        yield Finding("store", True, f"{config.database}: {count} {t('envois', 'deliveries')}")
+        yield from _connections(db, ruleset)
+        yield from _warnings(db)
+    finally:
+        db.close()
+
+
+def _connections(db: Any, ruleset: RuleSet) -> Iterator[Finding]:
+    from relay.store import connections
+
+    for link in connections.connections(db):
+        subject = f"connection {link.id}"
+        if ruleset.named(link.application) is None:
+            remedy = t("remettez la règle, ou retirez la connexion", "put the rule back, or remove the connection")
+            yield Finding(
+                subject, False, t(f"règle inconnue : {link.application}", f"no rule {link.application}"), remedy
+            )
+        elif link.state == "error":
+            remedy = t("vérifiez que son disque est monté", "see that its disk is mounted")
+            yield Finding(subject, False, str(link.reason), remedy)
+        else:
+            yield Finding(subject, True, f"{link.client}/{link.folder} → {link.collector_address}")
+
+
+def _warnings(db: Any) -> Iterator[Finding]:
+    from relay.store import directory
+    from relay.store.database import rows
+
+    seen = directory.meta(db, directory.FOREIGN)
+    if seen:
+        remedy = t(
+            "un relais ou un proxy parle pour des étrangers : retirez-le de [smtp] trusted_networks",
+            "a proxy or an MTA speaks for strangers: take it out of [smtp] trusted_networks",
+        )
+        yield Finding(
+            "trusted",
+            True,
+            t(f"Received étranger d'un pair de confiance ({seen})", f"foreign Received: {seen}"),
+            remedy,
+        )
+    late = rows(db, "SELECT count(*) FROM delivery WHERE state = 'waiting' AND warned = 1")[0][0]
+    if late:
+        yield Finding(
+            "queue", False, t(f"{late} envois attendent depuis trop longtemps", f"{late} wait too long"), "queue list"
+        )
+
+
+def _destinations(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
+    """MX of every collector's domain, or its fixed route."""
+    import asyncio
+
+    from relay.deliver import destinations
+    from relay.dns import Resolver
+    from rules.outcome import Outcome
+
+    async def look(domain: str) -> Any:
+        return await destinations(domain, config.delivery.routes, Resolver(config.delivery.dns))
+
+    domains = sorted({rule.relay.fill("x").rpartition("@")[2] for rule in ruleset.rules if rule.relay})
+    for domain in domains:
+        found: Any = None
+        with suppress(OSError):
+            found = asyncio.run(look(domain))
+        if found is None or isinstance(found, Outcome):
+            remedy = t("vérifiez [delivery] dns, ou fixez une route", "look at [delivery] dns, or set a route")
+            yield Finding(f"dns {domain}", False, found.reply if found else "?", remedy)
+        else:
+            yield Finding(f"dns {domain}", True, ", ".join(str(place) for place in found))
