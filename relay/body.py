@@ -82,8 +82,9 @@ class Body:
         if self._html is not None and self._size < HTML:
             self._html += content[: HTML - self._size]
         self._size += len(content)
-        self._tail.append(content)
-        self._tail_size += len(content)
+        end = content[-TAIL:]
+        self._tail.append(end)
+        self._tail_size += len(end)
         while self._tail_size - len(self._tail[0]) >= TAIL:
             self._tail_size -= len(self._tail.popleft())
 

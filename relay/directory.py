@@ -78,27 +78,29 @@ class Directory:
         if time.monotonic() < self._next_listing:
             return
         self._next_listing = time.monotonic() + RELIST_EVERY
-        folders = await asyncio.to_thread(first_level, self._root)
-        if folders is not None:
-            listing, at = folders, clock.stamp(clock.now())
-            await self._writer.write(lambda db, _: directory.merge_listing(db, listing, at))
+        listed = await asyncio.to_thread(_first_level, self._root)
+        if listed is not None:
+            root, folders = listed
+            at = clock.stamp(clock.now())
+            await self._writer.write(lambda db, _: directory.merge_listing(db, root, folders, at))
 
 
-def first_level(root: Path) -> list[directory.Folder] | None:
-    """The client folders of the GED with their identities; None where it is away."""
+def _first_level(root: Path) -> tuple[str, list[directory.Folder]] | None:
+    """The identity of the GED's root, and its client folders with theirs; None where it is away."""
     tree = ged.Tree(root)
-    names = tree.clients()
-    if isinstance(names, ged.GedAway):
+    top, names = tree.identity(), tree.clients()
+    if isinstance(top, ged.GedAway) or isinstance(names, ged.GedAway):
         return None
     found = [(name, tree.within(name).identity()) for name in names]
-    return [directory.Folder(name, f"{i[0]}:{i[1]}") for name, i in found if not isinstance(i, ged.GedAway)]
+    folders = [directory.Folder(name, f"{i[0]}:{i[1]}") for name, i in found if not isinstance(i, ged.GedAway)]
+    return f"{top[0]}:{top[1]}", folders
 
 
 def list_clients(db: Database, root: Path) -> bool:
     """Lists the GED's root into the store, for a command or a start-up; False where the GED is away."""
-    folders = first_level(root)
-    if folders is None:
+    listed = _first_level(root)
+    if listed is None:
         return False
     with transaction(db):
-        directory.merge_listing(db, folders, clock.stamp(clock.now()))
+        directory.merge_listing(db, *listed, clock.stamp(clock.now()))
     return True

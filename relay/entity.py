@@ -1,6 +1,7 @@
-"""A header block: where it ends, which fields it has, and what they say of the body below.
+"""A header block: where it ends, which fields it has, what they say of the body below, and where that body stands.
 
-Knows alone: which lines still belong to a header in damaged mail, and what the Content-* fields mean for structure.
+Knows alone: which lines still belong to a header in damaged mail, what the Content-* fields mean for structure, and how
+parts are numbered.
 A line that is no field ends the block, as if the blank line had been there, unless the next line is a field again:
 some readers skip such a line, and what they find below must be found here too.
 Limits: a field's name has at most 200 characters; a boundary of more than 1,000 is none.
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from relay.encodings import Encoding, encoding_of
+from rules.attachment import Leaf
 from rules.names import Parameters, file_name, parameters, raw_parameter, token
 
 Fields = tuple[tuple[str, bytes], ...]  # in order: name in lower case, value as written, folds included
@@ -162,3 +164,47 @@ def _boundaries(types: Iterable[Parameters]) -> tuple[bytes, ...]:
     # An unquoted boundary ends at white space for some readers.
     found += [value.split()[0] for value in found if b" " in value]
     return tuple([value for value in dict.fromkeys(found) if 0 < len(value) <= MAX_BOUNDARY])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entity stands: what the numbers of RFC 3501 §6.4.5 need, and what Leaf says of its surroundings."""
+
+    container: str = ""  # the number of the multipart or message around it
+    index: int = 0  # among the parts of a multipart; 0: it is the whole of a message
+    depth: int = 0
+    related: bool = False
+    report: bool = False
+    default_type: str = "text/plain"
+
+    @property
+    def path(self) -> str:
+        return f"{self.container}.{self.index or 1}" if self.container else str(self.index or 1)
+
+    def part(self, index: int, kind: str) -> "Place":
+        """The `index`-th part of the multipart that stands here."""
+        return Place(
+            self.path if self.index else self.container,
+            index,
+            self.depth,
+            self.related or kind == "multipart/related",
+            self.report or kind == "multipart/report",
+            "message/rfc822" if kind == "multipart/digest" else "text/plain",  # RFC 2046 §5.1.5
+        )
+
+    def message(self) -> "Place":
+        """The message attached here."""
+        return Place(self.path, depth=self.depth + 1, report=self.report)
+
+    def leaf(self, head: Entity, *defects: str) -> Leaf:
+        return Leaf(
+            path=self.path,
+            type=head.type,
+            disposition=head.disposition,
+            name=head.name,
+            content_id=head.content_id,
+            related=self.related,
+            report=self.report,
+            depth=self.depth,
+            defects=head.defects + defects,
+        )

@@ -5,6 +5,7 @@ crash between any two leaves the temporary, by which `ged` knows again what is a
 """
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlite_utils import Database
@@ -14,7 +15,7 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.mime import decoded
 from relay.spool import Spool, SpoolError
-from relay.store import delivery, filings
+from relay.store import delivery, directory, filings
 from relay.store.delivery import Claimed, Pace, Result
 from rules import filing
 from rules.lifecycle import Change
@@ -93,8 +94,9 @@ class Filing:
         if found is None or found.client_state == "ambiguous":
             result = Result(Change.DEFER, reply="client", reason=Reason("client-ambiguous"))
         else:
-            # A listed client's folder is never made: where it is missing, its disk is not mounted.
-            tree = tree if found.client_state == "added" else tree.within(found.folder)
+            # A listed client's folder is never made: where it is missing, its disk is not mounted. The folder of one
+            # added by hand is made, but only in the tree that the clients were listed from.
+            tree = self._of_added() if found.client_state == "added" else tree.within(found.folder)
             outcome = await asyncio.to_thread(self._put, taken, found, tree)
             filed = outcome if isinstance(outcome, ged.Filed) else None
             result = self._result(outcome, tree.folder, now)
@@ -106,6 +108,10 @@ class Filing:
             log.filed(taken.id)
         elif filed is None:
             log.filing_waits(taken.id, result.reply)
+
+    def _of_added(self) -> ged.Tree:
+        system, _, inode = directory.meta(self._db, directory.GED_ROOT).partition(":")
+        return replace(self._tree, expected=(int(system), int(inode))) if inode else self._tree
 
     def _put(self, taken: Claimed, found: filings.Filing, tree: ged.Tree) -> Outcome:
         rule = self._ruleset.named(taken.route)

@@ -17,6 +17,7 @@ from relay.encodings import Decoder
 from relay.entity import (
     Entity,
     Fields,
+    Place,
     blank_end,
     block_end,
     content_fields,
@@ -27,7 +28,6 @@ from relay.entity import (
     is_undecided,
     trace_end,
 )
-from rules.attachment import Leaf
 from rules.names import text
 
 __all__ = ["Decoder", "Limits", "Message", "Part", "Scanner", "Span", "decoded"]
@@ -67,40 +67,9 @@ class Message:
         return sum(name == "received" for name, _ in self.headers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an entity stands: what the numbers of RFC 3501 §6.4.5 need, and what Leaf says of its surroundings."""
-
-    container: str = ""  # the number of the multipart or message around it
-    index: int = 0  # among the parts of a multipart; 0: it is the whole of a message
-    depth: int = 0
-    related: bool = False
-    report: bool = False
-    default_type: str = "text/plain"
-
-    @property
-    def path(self) -> str:
-        return f"{self.container}.{self.index or 1}" if self.container else str(self.index or 1)
-
-    def part(self, index: int, kind: str) -> "_Place":
-        """The `index`-th part of the multipart that stands here."""
-        return _Place(
-            self.path if self.index else self.container,
-            index,
-            self.depth,
-            self.related or kind == "multipart/related",
-            self.report or kind == "multipart/report",
-            "message/rfc822" if kind == "multipart/digest" else "text/plain",  # RFC 2046 §5.1.5
-        )
-
-    def message(self) -> "_Place":
-        """The message attached here."""
-        return _Place(self.path, depth=self.depth + 1, report=self.report)
-
-
 @dataclass(slots=True)
 class _Multipart:
-    place: _Place
+    place: Place
     type: str
     count: int = 0  # parts begun
     closed: bool = False
@@ -125,8 +94,8 @@ class Scanner:
         self._final = False
         # A function and not a method of self: no cycle, so that the buffer is freed as soon as nobody has the scanner.
         self._step: Callable[[Scanner], bool] = Scanner._header
-        self._place = _Place()
-        self._attached: tuple[Entity, _Place] | None = None  # where the message being entered came from
+        self._place = Place()
+        self._attached: tuple[Entity, Place] | None = None  # where the message being entered came from
         self._frames: list[_Multipart] = []
         self._delimiters = Delimiters(most=10 * limits.parts)
         self._body: Body | None = None  # None in an epilogue
@@ -164,15 +133,17 @@ class Scanner:
         )
 
     def _scan(self) -> None:
-        # One byte before the position stays: the line feed that begins a delimiter at the position.
-        kept = max(self._position - 1, 0)
-        self._buffer = b"".join([self._buffer[kept:], *self._waiting])
-        self._base += kept
-        self._position -= kept
+        self._buffer = b"".join([self._buffer, *self._waiting])
         self._waiting, self._waiting_size = [], 0
         self._delimiters.begin(self._buffer, self._base)
         while self._step(self):
             pass
+        # One byte before the position stays: the line feed that begins a delimiter at the position.
+        done = max(self._position - 1, 0)
+        self._buffer = self._buffer[done:]
+        self._base += done
+        self._position -= done
+        self._delimiters.begin(self._buffer, self._base)
 
     # --- the steps: each goes on from the position, and says whether another one can follow ---
 
@@ -260,7 +231,7 @@ class Scanner:
     def _open(self, head: Entity, *defects: str) -> None:
         if head.is_fragment:
             self._problem = self._problem or "fragment"
-        self._body = Body(_leaf(head, self._place, *defects), head.encoding, self._base + self._position)
+        self._body = Body(self._place.leaf(head, *defects), head.encoding, self._base + self._position)
 
     def _open_multipart(self, head: Entity) -> None:
         if len(self._frames) >= self._limits.depth:
@@ -281,7 +252,7 @@ class Scanner:
         limits = self._limits
         inner = Scanner(replace(limits, parts=limits.parts - len(self._parts), depth=limits.depth - len(self._frames)))
         inner._attached, inner._place = (head, self._place), self._place.message()
-        self._body = Body(_leaf(head, self._place), head.encoding, self._base + self._position, inner=inner)
+        self._body = Body(self._place.leaf(head), head.encoding, self._base + self._position, inner=inner)
         self._inner = inner
 
     def _pass(self, delimiter: Delimiter) -> None:
@@ -382,20 +353,6 @@ class Scanner:
             return start
         body.add(content)
         return stop
-
-
-def _leaf(head: Entity, place: _Place, *defects: str) -> Leaf:
-    return Leaf(
-        path=place.path,
-        type=head.type,
-        disposition=head.disposition,
-        name=head.name,
-        content_id=head.content_id,
-        related=place.related,
-        report=place.report,
-        depth=place.depth,
-        defects=head.defects + defects,
-    )
 
 
 def _flawed(part: Part, defects: set[str]) -> Part:

@@ -38,6 +38,7 @@ class Survey:
     connection: Connection
     decisions: tuple[deposit.Decision, ...] = ()
     doubt: Doubt | None = None
+    root: deposit.Identity | None = None
 
     @property
     def unsettled(self) -> bool:
@@ -113,7 +114,9 @@ class Scanner:
         decisions = deposit.decide(difference, hashes, **times)
         departed = sum(isinstance(decision, deposit.Departed) for decision in decisions)
         doubt = deposit.doubt(connection.root, before, known=known_count, seen=seen_count, departed=departed)
-        return Survey(connection, () if doubt else decisions, doubt)
+        if connection.accepted:
+            doubt = None  # the postmaster's word
+        return Survey(connection, () if doubt else decisions, doubt, before)
 
     def _tree(self, connection: Connection) -> ged.Tree:
         tree = ged.Tree(self._config.ged.root).within(connection.client_folder)
@@ -150,6 +153,7 @@ class Scanner:
             gaps.known += len(rows)
             gaps.gone += connections.known(self._db, number, folder, [row[0] for row in rows])
         self._add_empties(number, tree, gaps)
+        self._add_moved_meanwhile(number, tree, gaps)
         away = tuple(connections.aside(self._db, number, "departed"))
         difference = Difference(
             tuple(gaps.gone), tuple(gaps.changed), tuple(gaps.new), away, frozenset(gaps.unreadable)
@@ -179,6 +183,16 @@ class Scanner:
             if seen is not None:
                 gaps.changed.append((row, seen))
 
+    def _add_moved_meanwhile(self, number: int, tree: ged.Tree, gaps: "_Gaps") -> None:
+        """A file moved while we looked, from a folder already seen into one not yet seen, stood in both."""
+        gone = {row.path for row in gaps.gone}
+        for seen in gaps.new:
+            for row in connections.at_inode(self._db, number, seen.inode):
+                if row.path != seen.path and row.path not in gone and tree.look(row.path) is None:
+                    gaps.gone.append(row)
+                    gone.add(row.path)
+                    gaps.changed = [pair for pair in gaps.changed if pair[0].path != row.path]
+
     # --- doing ------------------------------------------------------------------------------------------------------
 
     async def _apply(self, writer: Writer, survey: Survey, outcome: Outcome) -> None:
@@ -192,6 +206,9 @@ class Scanner:
         if connection.state != "active":
             await writer.write(lambda db, _: connections.set_state(db, connection.id, "active", None, at))
         await writer.write(lambda db, _: apply_rows(db, connection.id, survey.decisions, at))
+        if connection.accepted and survey.root is not None:
+            root = survey.root
+            await writer.write(lambda db, _: connections.adopt(db, connection.id, root))
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def take(decision: deposit.Decision) -> Made | None:

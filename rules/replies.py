@@ -236,8 +236,10 @@ HISTORY: dict[str, tuple[str, str]] = {
         "Changed before it was sent: the new bytes go in its place ({by}).",
     ),
     "connection-doubt": (
-        "Dossier connecté douteux ({doubt}) : rien n'en est conclu. Vérifiez que son disque est monté.",
-        "Connected folder in doubt ({doubt}): nothing is concluded from it. See that its disk is mounted.",
+        "Dossier connecté douteux ({doubt}) : rien n'en est conclu. Vérifiez que son disque est monté ; "
+        "s'il est bien ainsi : connections accept.",
+        "Connected folder in doubt ({doubt}): nothing is concluded from it. See that its disk is mounted; "
+        "if it is right as it is: connections accept.",
     ),
     # why a part of a mail is not a document
     "skip-text": ("texte du message", "text of the message"),

@@ -212,6 +212,27 @@ def remove(ctx: click.Context, number: int, reason: str, yes: bool) -> None:
     click.echo(f"{number}")
 
 
+@connections.command(
+    help=t(
+        "Dit que le dossier est bien comme il est (disque changé, fichiers supprimés) : le prochain passage le croit.",
+        "Says that the folder is right as it is (another disk, files deleted): the next run believes it.",
+    )
+)
+@click.argument("number", type=int, metavar="ID")
+@reason_option
+@click.pass_context
+def accept(ctx: click.Context, number: int, reason: str) -> None:
+    from relay.store import connections as store
+    from relay.store.database import transaction
+
+    with changing(settings(ctx)) as db, transaction(db):
+        found = store.connection(db, number)
+        if found is None:
+            raise fail(_unknown(number), 1)
+        store.accept(db, found, at=clock.stamp(clock.now()), actor=actor(), why=reason)
+    click.echo(f"{number}")
+
+
 @connections.command(help=t("Change l'adresse ; ce qui attend y va, rien n'est renvoyé.", "Changes the address."))
 @click.argument("number", type=int, metavar="ID")
 @click.option("--address", "typed", required=True, metavar="ADDRESS")

@@ -34,10 +34,11 @@ class Connection:
     reason: str | None
     root: Identity
     client_folder: str
+    accepted: int = 0
 
 
 _SELECT = """SELECT n.id, n.application, n.client, n.folder, n.welyb_address, n.collector_address, n.activated_at, n.state,
-n.reason, n.root, coalesce(c.folder, n.client) FROM connection n LEFT JOIN client c ON c.slug = n.client"""
+n.reason, n.root, coalesce(c.folder, n.client), n.accepted FROM connection n LEFT JOIN client c ON c.slug = n.client"""
 
 
 def connections(db: Database, client: str = "") -> list[Connection]:
@@ -54,7 +55,7 @@ def connection(db: Database, number: int) -> Connection | None:
 
 def _connection(row: tuple[object, ...]) -> Connection:
     system, _, inode = str(row[9]).partition(":")
-    values = (*row[:9], (int(system), int(inode)), row[10])
+    values = (*row[:9], (int(system), int(inode)), *row[10:])
     return Connection(*values)  # type: ignore[arg-type]  # a row is as the schema has it
 
 
@@ -118,6 +119,19 @@ def set_state(db: Database, number: int, state: str, reason: str | None, at: str
         write(db, at, "run", [Event(event, detail={"connection": number, "reason": reason})])
 
 
+def accept(db: Database, old: Connection, *, at: str, actor: str, why: str) -> None:
+    """The postmaster says that the tree is right as it is: the next scan does not doubt it. In a transaction."""
+    db.conn.execute("UPDATE connection SET accepted = 1 WHERE id = ?", (old.id,))
+    write(db, at, actor, [Event("connection-accepted", detail={"connection": old.id, "why": why})])
+
+
+def adopt(db: Database, number: int, root: Identity) -> None:
+    """After a scan that was taken on the postmaster's word: this is the tree from now on. In a transaction."""
+    db.conn.execute(
+        "UPDATE connection SET accepted = 0, root = ? WHERE id = ? AND accepted = 1", (f"{root[0]}:{root[1]}", number)
+    )
+
+
 # --- inventory --------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +162,11 @@ def known(db: Database, number: int, folder: str, names: Iterable[str]) -> list[
     found = rows(db, f"{_KNOWN} AND i.folder = ? ORDER BY d.id", (number, folder))
     # A document sent again has several deliveries; the last one speaks for it.
     return list({row[1]: _known(row) for row in found if row[1] in wanted}.values())
+
+
+def at_inode(db: Database, number: int, inode: int) -> list[Known]:
+    """The rows of one inode: a file, or several hard links to it."""
+    return [_known(row) for row in rows(db, f"{_KNOWN} AND i.inode = ? AND i.role <> 'departed'", (number, inode))]
 
 
 def aside(db: Database, number: int, role: str) -> list[Known]:

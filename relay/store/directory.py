@@ -16,6 +16,7 @@ from rules.filing import slug as slug_of
 
 CLIENTS_LISTED = "clients-listed"  # in meta: when the GED's root was last listed
 GENERATION = "generation"
+GED_ROOT = "ged-root"  # "filesystem:inode" of the tree the clients were last listed from
 FOREIGN = "foreign-received"  # when mail that others had handled last came from a trusted peer
 
 
@@ -72,7 +73,7 @@ def find_client(db: Database, slug: str) -> Client | None:
     return known.get(slug) or next((c for c in known.values() if slug in c.aliases), None)
 
 
-def merge_listing(db: Database, folders: Sequence[Folder], at: str) -> None:
+def merge_listing(db: Database, root: str, folders: Sequence[Folder], at: str) -> None:
     """The GED's root as it is now, brought into the table; inside a transaction.
 
     A folder known by its identity under another name was renamed: its old slugs stay as aliases. Two folders with one slug
@@ -99,6 +100,7 @@ def merge_listing(db: Database, folders: Sequence[Folder], at: str) -> None:
         elif slug not in by_slug and client.state != "added":
             db.conn.execute("UPDATE client SET state = 'gone' WHERE slug = ?", (slug,))
     set_meta(db, CLIENTS_LISTED, at)
+    set_meta(db, GED_ROOT, root)
     touch(db)
 
 

@@ -41,6 +41,7 @@ VOCABULARY = {
     "disconnected": "a connection was removed",
     "readdressed": "a connection was given another address",
     "connection-error": "a connected folder could not be trusted; nothing was concluded from it",
+    "connection-accepted": "the postmaster said that a connected folder is right as it is",
     "connection-recovered": "a connected folder can be read again",
     "client-added": "a client was added or completed by hand",
     "client-removed": "a client was forgotten",

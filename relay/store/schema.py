@@ -148,7 +148,8 @@ CREATE TABLE connection (
     removed_at TEXT,
     state TEXT NOT NULL CHECK (state IN ('active', 'error', 'removed')),
     reason TEXT,
-    root TEXT NOT NULL                 -- "filesystem:inode" of the connected folder at activation
+    root TEXT NOT NULL,                -- "filesystem:inode" of the connected folder at activation
+    accepted INTEGER NOT NULL DEFAULT 0-- the postmaster's word that the tree is right as it is, for one scan
 );
 CREATE UNIQUE INDEX connection_place ON connection (application, client, folder) WHERE removed_at IS NULL;
 CREATE TABLE inventory (
@@ -165,6 +166,7 @@ CREATE TABLE inventory (
     document TEXT,                     -- what it became; its part in the story is its delivery's state
     PRIMARY KEY (connection, folder, name)
 ) WITHOUT ROWID;
+CREATE INDEX inventory_by_inode ON inventory (connection, inode);
 CREATE INDEX inventory_aside ON inventory (connection, role) WHERE role IN ('departed', 'empty');
 CREATE TABLE client (
     slug TEXT PRIMARY KEY,

@@ -1,5 +1,6 @@
 """What the scanner says of real and of damaged mail: structure, names, offsets, defects and limits."""
 
+import tracemalloc
 from base64 import b64encode
 from dataclasses import replace
 from hashlib import sha256
@@ -505,6 +506,23 @@ def test_lines_that_look_like_delimiters_are_not_read_without_end() -> None:
     message = scan(listed(1) + b"--b--\r\n" * 5000)
     assert message.problem == "too-many-parts"
     assert scan(listed(1) + b"--bc\r\n" * 5000).problem == "too-many-parts"
+
+
+@pytest.mark.parametrize("line", [PDF64[:78], b"a text, with - in it\r\n", b"--not a delimiter\r\n", b"=" * 64, b"\n"])
+@pytest.mark.parametrize("encoding", ["base64", "7bit", "quoted-printable", "uuencode"])
+def test_memory_does_not_grow_with_the_message(line: bytes, encoding: str) -> None:
+    head = f"--b\r\nContent-Type: application/pdf\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n".encode()
+    chunk = line * (64 * 1024 // len(line))
+    scanner = Scanner()
+    scanner.feed(b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + head)
+    tracemalloc.start()
+    for _ in range(100):
+        scanner.feed(chunk)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(encoding, line[:5], kept, peak)
+    assert kept < 512 * 1024 and peak < 1024 * 1024
+    assert scanner.close().size > 6_000_000
 
 
 @pytest.mark.parametrize("ending", [b"", b"\r\n\r\nbody"])
