@@ -6,12 +6,9 @@ bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
 
 import asyncio
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from email.utils import parseaddr
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 from sqlite_utils import Database
@@ -21,60 +18,20 @@ from relay.commit import Writer
 from relay.compose import LOOP_HEADER
 from relay.config import Config
 from relay.directory import Directory, Unclear, Unknown
+from relay.draft import Draft, Envelope, Judged, Recipient, message_id
 from relay.examine import examine, is_only_text
 from relay.mime import Message, Part, Scanner
 from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
 from relay.store import intake
-from relay.store.directory import Client
-from rules import access, address, attachment, bounce, filing, lifecycle, path, replies
+from rules import access, address, attachment, bounce, filing, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
-from rules.lifecycle import State
-from rules.replies import Reason, Reply
+from rules.replies import Reply
 from rules.ruleset import Rule, RuleSet
 
 MAX_RECEIVED = 50  # RFC 5321 §6.3 asks for at least 100 hops; a collector is never that far from us
 MAX_REPORT = 1 << 20  # bytes of a mail to retours+ that are looked at
 LEAST_FREE = 0.05  # of the spool's blocks and inodes
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What the session knows of a mail before its first byte."""
-
-    peer: access.Peer
-    helo: str
-    protocol: str
-    tls: str
-    sender: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """An accepted RCPT: where it leads, how it was typed, and its client where it files."""
-
-    route: address.Relay | address.File | address.Postmaster | address.Bounce
-    typed: str
-    client: Client | None = None
-
-    @property
-    def address(self) -> str:
-        return self.route.address
-
-    @property
-    def rule(self) -> Rule | None:
-        route = self.route
-        return route.rule if isinstance(route, address.Relay | address.File) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A part of the mail, what its bytes say, and what becomes of it under the strictest of the rules in play."""
-
-    part: Part
-    content: Content
-    verdict: attachment.Verdict
-    name: str
 
 
 class Intake:
@@ -206,14 +163,15 @@ class Transaction:
         return list(rules.values())
 
     async def _judge(self, message: Message) -> list[Judged]:
-        """Every part, under the rule that refuses it if any does; without a rule (postmaster) nothing is refused."""
+        """Every part, under the rule that refuses it if any does. Mail for people alone is not looked into."""
         judged: list[Judged] = []
-        for part in message.parts:
+        rules = self._rules()
+        for part in message.parts if rules else ():
             if attachment.is_text_of_message(part.leaf) and is_only_text(part.head, part.tail):
                 continue
             content = await self._examine(part)
-            verdicts = [attachment.judge(content, r, leaf=part.leaf, cids=message.cids) for r in self._rules()]
-            verdict = next((v for v in verdicts if isinstance(v, Refuse)), verdicts[0] if verdicts else Skip(None))
+            verdicts = [attachment.judge(content, rule, leaf=part.leaf, cids=message.cids) for rule in rules]
+            verdict = next((v for v in verdicts if isinstance(v, Refuse)), verdicts[0])
             judged.append(Judged(part, content, verdict, self._name(part, content, len(judged) + 1)))
         return judged
 
@@ -251,7 +209,7 @@ class Transaction:
             helo=envelope.helo,
             sender=envelope.sender,
             recipients=tuple(r.typed for r in self._recipients),
-            message_id=message.header("message-id") or "",
+            message_id=message_id(message),
             documents=tuple(_refused_facts(j) for j in judged),
             reply=f"{reply.code} {reply.enhanced} {reply.text()}",
         )
@@ -261,7 +219,7 @@ class Transaction:
     # --- commit -----------------------------------------------------------------------------------------------------
 
     async def _commit(self, message: Message, judged: Sequence[Judged]) -> Reply:
-        accepted = await self._accepted(message, judged)
+        accepted = self._draft().rows(message, judged, self._bounces())
         body = self._incoming.small
         key = "" if body is not None else await asyncio.to_thread(self._incoming.settle)
 
@@ -290,161 +248,18 @@ class Transaction:
             with contextlib.suppress(OSError):  # start-up removes files that no row refers to
                 self._door.spool.remove(key)
 
-    async def _accepted(self, message: Message, judged: Sequence[Judged]) -> intake.Accepted:
-        documents = tuple(self._document(number, j) for number, j in enumerate(judged, 1))
-        deliveries = _Deliveries(self, message, documents)
-        for recipient in self._recipients:
-            deliveries.add(recipient)
-        return intake.Accepted(
-            message=self._message(message),
-            recipients=tuple({r.address: self._recipient(r) for r in self._recipients}.values()),
-            documents=documents,
-            deliveries=tuple(deliveries.made),
-            bounces=await self._bounces(),
-        )
+    def _draft(self) -> Draft:
+        door = self._door
+        origins = frozenset(domain for rule in door.ruleset.rules for domain in rule.origins)
+        return Draft(door.config, self._envelope, self._recipients, self.id, self._now, door.token_key, origins)
 
-    def _message(self, message: Message) -> intake.NewMessage:
-        envelope = self._envelope
-        return intake.NewMessage(
-            id=self.id,
-            received_at=clock.stamp(self._now),
-            message_id=message.header("message-id") or "",
-            content_hash=message.content_hash,
-            size=message.size,
-            peer=envelope.peer.ip,
-            helo=envelope.helo,
-            protocol=envelope.protocol,
-            sender=envelope.sender,
-            trusted=int(envelope.peer.trusted),
-            tls=envelope.tls,
-            body="8bit" if message.eight_bit else "7bit",
-            spool="",
-            origin=self._origin(message),
-            foreign=envelope.peer.trusted and message.received_count > 0,
-        )
-
-    def _origin(self, message: Message) -> str:
-        """The application this mail came from, by From or envelope, whatever rule names it as an origin; else ""."""
-        origins = {domain for rule in self._door.ruleset.rules for domain in rule.origins}
-        claimed = (self._envelope.sender, parseaddr(message.header("from") or "")[1])
-        return next((d for d in (c.rpartition("@")[2].lower() for c in claimed) if d in origins), "")
-
-    def _recipient(self, recipient: Recipient) -> intake.NewRecipient:
-        kind = type(recipient.route).__name__.lower()
-        return intake.NewRecipient(
-            recipient.address, recipient.typed, kind, recipient.rule.name if recipient.rule else ""
-        )
-
-    def _document(self, number: int, j: Judged) -> intake.NewDocument:
-        spans = json.dumps([[s.offset, s.length, s.encoding] for s in j.part.spans])
-        flags = ",".join(j.verdict.flags) if isinstance(j.verdict, Document) else ""
-        skipped = (j.verdict.reason or Reason("skip-text")) if isinstance(j.verdict, Skip) else None
-        return intake.NewDocument(
-            f"{self.id}.{number}", j.content.sha256, j.name, j.content.type, j.content.size, spans, flags, skipped
-        )
-
-    async def _bounces(self) -> tuple[tuple[str, bounce.Bounce | None], ...]:
+    def _bounces(self) -> tuple[tuple[str, bounce.Bounce | None], ...]:
         tokens = [r.route.token for r in self._recipients if isinstance(r.route, address.Bounce)]
         if not tokens:
             return ()
         read = bounce.read(self._incoming.read(0, MAX_REPORT))
         report = read if isinstance(read, bounce.Bounce) else None
         return tuple((token, report) for token in tokens)
-
-    @property
-    def door(self) -> Intake:
-        return self._door
-
-    @property
-    def envelope(self) -> Envelope:
-        return self._envelope
-
-    @property
-    def now(self) -> datetime:
-        return self._now
-
-
-class _Deliveries:
-    """What one mail gives rise to: one sending per collector, one filing per document and client."""
-
-    def __init__(self, of: Transaction, message: Message, documents: Sequence[intake.NewDocument]) -> None:
-        config = of.door.config
-        self.made: list[intake.NewDelivery] = []
-        self._of = of
-        self._message = message
-        self._documents = tuple(d.id for d in documents if d.skipped is None)
-        self._sizes = {d.id: d.size for d in documents}
-        self._targets: set[str] = set()
-        due_at = lifecycle.next_run(of.now, config.run.every)
-        self._created, self._due = clock.stamp(of.now), clock.stamp(due_at)
-        self._expires = clock.stamp(of.now + config.delivery.give_up_after)
-        # One token a transaction; the null sender stays null, for nobody waits for that answer (RFC 5321 §4.5.5).
-        self._token = ids.token(of.door.token_key) if of.envelope.sender else ""
-        self._sender = f"{address.BOUNCE_PREFIX}{self._token}@{config.relay.domain}" if self._token else ""
-
-    def add(self, recipient: Recipient) -> None:
-        match recipient.route:
-            case address.Relay(rule=rule, collector=collector, client=client):
-                self._send(recipient, collector, rule, client=client)
-            case address.Postmaster():
-                postmaster = self._of.door.config.relay.postmaster or recipient.address
-                self._send(recipient, postmaster, None, client="")
-            case address.File(rule=rule):
-                self._file(recipient, rule)
-            case address.Bounce():
-                pass  # an event of the delivery it reports on
-
-    def _send(self, recipient: Recipient, target: str, rule: Rule | None, *, client: str) -> None:
-        if target.lower() in self._targets:
-            return  # the same RCPT twice, or two spellings of one collector: stored once
-        self._targets.add(target.lower())
-        kept = rule is None and not self._of.door.config.relay.postmaster
-        self.made.append(
-            replace(
-                self._blank(recipient),
-                kind="send",
-                route=rule.name if rule else "postmaster",
-                client=client,
-                target=target,
-                state=State.HELD if kept else State.WAITING,
-                reason=Reason("kept") if kept else None,
-                sender=self._sender,
-                token=self._token,
-                outbound_message_id=self._message.header("message-id") or "",
-                size=self._message.size,
-                documents=self._documents,
-                origins=rule.origins if rule else frozenset(),
-            )
-        )
-
-    def _file(self, recipient: Recipient, rule: Rule) -> None:
-        client = recipient.client.slug if recipient.client else ""
-        if f"file:{client}" in self._targets:
-            return
-        self._targets.add(f"file:{client}")
-        for document in self._documents:
-            blank = replace(self._blank(recipient), route=rule.name, client=client, target=recipient.address)
-            self.made.append(replace(blank, documents=(document,), size=self._sizes[document], due_at=self._created))
-
-    def _blank(self, recipient: Recipient) -> intake.NewDelivery:
-        return intake.NewDelivery(
-            id=f"{self._of.id}-{len(self.made) + 1}",
-            kind="file",
-            route="",
-            client="",
-            recipient=recipient.address,
-            target="",
-            state=State.WAITING,
-            reason=None,
-            created_at=self._created,
-            due_at=self._due,
-            expires_at=self._expires,
-            sender="",
-            token="",
-            outbound_message_id="",
-            size=0,
-            documents=(),
-        )
 
 
 _PROBLEMS = {

@@ -187,10 +187,10 @@ class _QuotedPrintable:
     @staticmethod
     def _decoded(data: bytes) -> bytes:
         # a2b_qp drops everything from "=" CR to the next LF; a lone CR after "=" is a soft line break like any other.
-        if b"==\r" not in data:
-            data = data.replace(b"=\r\n", b"=\n").replace(b"=\r", b"=\n")
-        else:  # which of the two is the escape depends on what is before them
+        if b"==\r" in data:  # which of the two is the escape depends on what is before them
             data = _SOFT_BREAK_CR.sub(rb"\1=\n", data)
+        elif b"=\r" in data:
+            data = data.replace(b"=\r\n", b"=\n").replace(b"=\r", b"=\n")
         return a2b_qp(data)
 
     def close(self) -> bytes:

@@ -12,7 +12,7 @@ from enum import Enum
 from rules import replies
 
 MAX_PATH = 256  # RFC 5321 §4.5.3.1.3
-MAX_LOCAL = 64  # §4.5.3.1.1
+MAX_LOCAL = 128  # §4.5.3.1.1: 64 or more; a name of 64 stands behind `meg+achats+`
 MAX_DOMAIN = 255  # §4.5.3.1.2
 
 

@@ -74,7 +74,7 @@ class RuleSet:
 
 def parse_size(text: str) -> int:
     """ "10 MB" → 10,000,000; "10 MiB" → 10,485,760; "20 kB", "512 B", "1 Mo". ValueError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([kKMG]?)(i?)[BboO]?\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(?=[kKMGBboO])([kKMG]?)(i?)[BboO]?\s*", text)
     if not match:
         raise ValueError(f'« {text} » is not a size: write "10 MB", "10 MiB" or "20 kB"')
     number, unit, binary = match.groups()
@@ -100,7 +100,7 @@ def load(text: str, source: str) -> RuleSet:
     if not isinstance(tables, dict) or not tables:
         raise RuleError(f"{source}: no rule. Remedy: add a [rule.NAME] table; the shipped rules/welyb.toml is a start.")
     rules = [_rule(name, table, _Where(text, source, name)) for name, table in tables.items()]
-    _check_distinct(rules, source)
+    _check_distinct(rules, text, source)
     rules.sort(key=lambda rule: (-rule.address.before.count("+"), -len(rule.address.before)))
     return RuleSet(tuple(rules))
 
@@ -117,14 +117,17 @@ class _Where:
 
 
 def _line(text: str, key: str, rule: str = "") -> int:
-    """The line of `key` in table [rule.`rule`], for messages; the table's own line if the key is absent; 1 at worst."""
+    """The line of `key` in table [rule.`rule`], for messages; the table's own line if the key is absent; 1 at worst.
+
+    Without a rule, that of the top-level key or table.
+    """
     inside, found = not rule, 1
     for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
+        stripped = line.strip().replace('"', "")
         if stripped.startswith("["):
-            inside = not rule or stripped.replace('"', "").startswith(f"[rule.{rule}]")
-            found = number if inside and rule else found
-        if inside and re.match(rf"\[?\"?{re.escape(key)}\b", stripped):
+            inside = stripped.startswith(f"[rule.{rule}]" if rule else f"[{key}")
+            found = number if inside else found
+        elif inside and re.match(rf"{re.escape(key)}\b", stripped):
             return number
     return found
 
@@ -210,12 +213,12 @@ def _pattern(text: str, key: str, where: _Where, *, domain: bool) -> Pattern:
     if len(fields) > 1 or any(field not in ("name", "client") for field in fields):
         raise where.error(key, "takes one {name} or one {client}", f'write {key} = "meg+{{name}}" or the like')
     before, _, after = text.partition("{" + fields[0] + "}") if fields else (text, "", "")
-    whole = before + "x" + after
+    whole = before + ("x" if fields else "") + after
     local, at, host = whole.partition("@")
     if domain != bool(at) or not re.fullmatch(r"[A-Za-z0-9._+=~^/&*#!?$'`|-]+", local):
         form = "an address like {name}@example.org" if domain else "a local part like meg+{name}, without domain"
         raise where.error(key, f"« {text} » is not {form}", "mend it")
-    if domain and (not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", host) or "{" in before.partition("@")[2]):
+    if domain and (not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", host) or (fields and "@" in before)):
         raise where.error(key, f"« {host} » is not a domain", "write the collector's full domain")
     return Pattern(before, fields[0] if fields else "", after)
 
@@ -227,12 +230,10 @@ def _check_folder(template: str, where: _Where) -> None:
             raise where.error("file", f"« {template} » is not a folder", 'write "Ventes/{year}/{month}" or the like')
 
 
-def _check_distinct(rules: list[Rule], source: str) -> None:
+def _check_distinct(rules: list[Rule], text: str, source: str) -> None:
     seen: dict[tuple[str, str], str] = {}
     for rule in rules:
         form = (rule.address.before.lower(), rule.address.after.lower())
         if form in seen:
-            raise RuleError(
-                f"{source}: [rule.{rule.name}] and [rule.{seen[form]}] have the same address. Remedy: change one."
-            )
+            raise _Where(text, source, rule.name).error("address", f"the same as [rule.{seen[form]}]'s", "change one")
         seen[form] = rule.name

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import SMTP, TLSSetupException
 
 from relay import ids, log
-from relay.accept import Envelope, Recipient, Transaction
+from relay.accept import Transaction
+from relay.draft import Envelope, Recipient
 from relay.smtp.reception import Chunk, Data, Limits, Reception
 from rules import path, replies
 from rules.replies import Reply

@@ -12,7 +12,7 @@ from rules.ruleset import Rule
 SHIPPED = ruleset.load((files("rules") / "welyb.toml").read_text("utf-8"), "rules/welyb.toml")
 RELAYING = [rule for rule in SHIPPED.rules if rule.relay]
 
-names = st.from_regex(r"[a-z0-9](\.?[a-z0-9_-]){0,20}", fullmatch=True)
+names = st.from_regex(r"[a-z0-9](\.?[a-z0-9_-]){0,63}", fullmatch=True).filter(address.is_name)
 # Addresses in which the dangerous things are common.
 PIECES = [b"meg", b"achats", b"ventes", b"+", b"@", b"welyb.fr", b"factures-meg.fr", b".", b"%", b"!", b'"', b"\\"]
 PIECES += [b"<", b">", b" ", b":", b",", b"\x00", b"\xc5\xbf", b"\xe9", b"dupont", b"SIZE=1", b"(", b"[127.0.0.1]"]
@@ -55,6 +55,7 @@ def test_both_addresses_of_a_name_lead_to_each_other_exactly_or_not_at_all(name:
     else:
         assert welyb is not None
         assert address.to_collector(welyb, SHIPPED, "welyb.fr") == collector
+        assert isinstance(path.parse(f"<{welyb}>".encode()), path.Path)
 
 
 @given(names, names, st.sampled_from(RELAYING), st.sampled_from(RELAYING))

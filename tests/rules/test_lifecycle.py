@@ -55,7 +55,7 @@ LEGAL = {
 }
 
 
-@pytest.mark.parametrize(("state", "change"), product(State, Change))
+@pytest.mark.parametrize(("state", "change"), list(product(State, Change)))
 def test_every_state_against_every_change(state: State, change: Change) -> None:
     assert after(state, change) == LEGAL.get((state, change))
 

@@ -33,7 +33,7 @@ def read(argument: bytes) -> tuple[str, str]:
         (b"<a..b.@x.example>", "a..b.", "x.example"),  # seen on the wire; no rule takes it
         (b"<meg+x%evil.example@welyb.fr>", "meg+x%evil.example", "welyb.fr"),
         (b"<meg+x!y@welyb.fr>", "meg+x!y", "welyb.fr"),
-        (b"<" + b"a" * 64 + b"@welyb.fr>", "a" * 64, "welyb.fr"),
+        (b"<meg+achats+" + b"a" * 64 + b"@welyb.fr>", "meg+achats+" + "a" * 64, "welyb.fr"),
     ],
 )
 def test_a_path_is_read(argument: bytes, local: str, domain: str) -> None:
@@ -51,7 +51,6 @@ def test_a_path_is_read(argument: bytes, local: str, domain: str) -> None:
         (b"<<meg+dupont@welyb.fr>>", Problem.SYNTAX),
         (b"<a@b.example>x", Problem.SYNTAX),
         (b'<"a"b@welyb.fr>', Problem.SYNTAX),
-        (b'<"a@welyb.fr>', Problem.SYNTAX),
         (b"a@b.example,c@d.example", Problem.SYNTAX),
         (b"Dupont <a@b.example>", Problem.SYNTAX),
         (b"<a@b.example> SIZE=", Problem.SYNTAX),
@@ -71,10 +70,11 @@ def test_a_path_is_read(argument: bytes, local: str, domain: str) -> None:
         (b"<meg+d\xe9p\xf4t@welyb.fr>", Problem.MALFORMED),  # Latin-1: no text in any charset we were told of
         ("<meg+dépôt@welyb.fr>".encode(), Problem.NOT_ASCII),
         ("<meg+ſmith@welyb.fr>".encode(), Problem.NOT_ASCII),  # ſ folds to s
-        (b"<" + b"a" * 65 + b"@welyb.fr>", Problem.MALFORMED),
+        (b"<" + b"a" * 129 + b"@welyb.fr>", Problem.MALFORMED),
         (b"<a@" + b"a" * 256 + b">", Problem.MALFORMED),
         (b'<"' + b"\\a" * 128 + b'"@welyb.fr>', Problem.MALFORMED),
         (b'<""@welyb.fr>', Problem.MALFORMED),
+        (b'<"a@welyb.fr>', Problem.MALFORMED),
     ],
 )
 def test_what_is_not_exactly_a_path_is_a_problem(argument: bytes, problem: Problem) -> None:

@@ -185,9 +185,10 @@ class Reply:
 class Dialogue:
     """An SMTP session word by word: nothing is added, checked or put right but the CRLF of a line given as text."""
 
-    def __init__(self, port: int, *, host: str = HOST, timeout: float = 20) -> None:
+    def __init__(self, port: int, *, host: str = HOST, source: str = "", timeout: float = 20) -> None:
         self.host = host
-        self.socket: socket.socket = socket.create_connection((host, port), timeout=timeout)
+        # `source`: any address of 127.0.0.0/8 will do; "" leaves it to the system.
+        self.socket: socket.socket = socket.create_connection((host, port), timeout, (source, 0))
         self._input = self.socket.makefile("rb")
         self.greeting = self.reply()
 

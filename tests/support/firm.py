@@ -6,7 +6,8 @@ Limits: the counts of a run are everybody's; a scenario about them has a firm to
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 from tests.support.clients import CLIENTS, Sent
 from tests.support.collector import Collector, Received
+from tests.support.program import free_port
 from tests.support.relay import Relay
 
 COLLECTORS = ("factures-meg.fr", "achats.factures-meg.fr")
@@ -86,6 +88,21 @@ class Firm:
     def run(self) -> dict[str, Any]:
         (counts,) = self.relay.json("runs", "now")
         return counts
+
+    @contextmanager
+    def set_to(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Other settings for the commands given meanwhile; the daemon keeps those it began with."""
+        before = self.relay.settings
+        self.relay.configure(settings)
+        try:
+            yield
+        finally:
+            self.relay.settings = before
+            self.relay.configure({})
+
+    def collector_away(self) -> AbstractContextManager[None]:
+        """Nobody answers where the collector should be."""
+        return self.set_to({"delivery": {"routes": dict.fromkeys(COLLECTORS, f"127.0.0.1:{free_port()}")}})
 
     def mail(self, recipients: str | Sequence[str], message: bytes, *, sender: str = f"compta@{SENDERS}") -> Sent:
         recipients = [recipients] if isinstance(recipients, str) else recipients
