@@ -151,15 +151,18 @@ class _Place:
         return ConfigError(f"{self.source}:{self._line(key)}: {name}: {problem}. Remedy: {remedy}.")
 
     def _line(self, key: str) -> int:
-        inside, found = not self.table, 1
+        """The line of `key` in its table; else of the table's header, or of an inline one; 1 at worst."""
+        inside, found = not self.table, 0
+        own = re.compile(rf"\[{re.escape(f'{self.table}.{key}'.lstrip('.'))}\b")
         for number, line in enumerate(self.text.splitlines(), 1):
-            stripped = line.strip()
-            if stripped.startswith("["):
-                inside = not self.table or stripped.startswith((f"[{self.table}]", f"[{self.table}."))
-                found = number if inside and self.table else found
-            if inside and re.match(rf"\[?(\w+\.)?\"?{re.escape(key)}\b", stripped):
+            stripped = line.strip().replace('"', "")
+            if own.match(stripped) or (inside and re.match(rf"{re.escape(key)}\b", stripped)):
                 return number
-        return found
+            if stripped.startswith("["):
+                inside = stripped.startswith(f"[{self.table}]")
+                found = number if inside else found
+        parent, dot, name = self.table.rpartition(".")
+        return found or (_Place(self.text, self.source, parent)._line(name) if dot else 1)
 
 
 def _build(kind: Any, table: dict[str, Any], place: _Place) -> Any:
@@ -219,7 +222,7 @@ def parse_duration(text: str) -> timedelta:
     """ "5 s", "15 min", "4 hours", "30 days". ValueError otherwise."""
     match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
     unit = match[2] if match else ""
-    seconds = _UNITS.get(unit, _UNITS.get(unit.rstrip("s"), 0))
+    seconds = _UNITS.get(unit, _UNITS.get(unit.removesuffix("s"), 0))
     if not match or not seconds:
         raise ValueError(f'« {text} » is not a duration: write "5 s", "15 min", "4 hours" or "30 days"')
     return timedelta(seconds=int(match[1]) * seconds)
@@ -237,11 +240,13 @@ def _check(config: Config, top: _Place) -> None:
         raise at("smtp").error("trusted_networks", str(error), 'write networks like "192.0.2.0/24"') from None
     for endpoint in config.smtp.listen:
         _check_endpoint(endpoint, "listen", at("smtp"))
-    for endpoint in (*config.delivery.routes.values(), *config.delivery.dns):
-        _check_endpoint(endpoint, "routes" if endpoint in config.delivery.routes.values() else "dns", at("delivery"))
-    for policy in config.delivery.tls.values():
+    for endpoint in config.delivery.dns:
+        _check_endpoint(endpoint, "dns", at("delivery"), default_port=53)
+    for domain, endpoint in config.delivery.routes.items():
+        _check_endpoint(endpoint, domain, at("delivery.routes"), default_port=25)
+    for domain, policy in config.delivery.tls.items():
         if policy not in ("opportunistic", "required"):
-            raise at("delivery").error("tls", f"« {policy} » is not known", '"opportunistic" or "required"')
+            raise at("delivery.tls").error(domain, f"« {policy} » is not known", '"opportunistic" or "required"')
     if not config.run.every or timedelta(days=1) % config.run.every:
         raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
     if bool(config.smtp.certificate) != bool(config.smtp.key):
@@ -253,9 +258,9 @@ def _check(config: Config, top: _Place) -> None:
         raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
 
 
-def _check_endpoint(text: str, key: str, place: _Place) -> None:
+def _check_endpoint(text: str, key: str, place: _Place, *, default_port: int | None = None) -> None:
     try:
-        endpoint(text)
+        endpoint(text, default_port)
     except ValueError:
         raise place.error(key, f"« {text} » is not ADDRESS:PORT", 'write "127.0.0.1:25" or "[::1]:25"') from None
 

@@ -111,7 +111,10 @@ class Draft:
 
     def _origin(self, message: Message) -> str:
         """The application this mail came from, by From or envelope, whatever rule names it as an origin; else ""."""
-        claimed = (self.envelope.sender, parseaddr(message.header("from") or "")[1])
+        author = message.header("from") or ""
+        if not any(domain in author.lower() or domain in self.envelope.sender.lower() for domain in self.origins):
+            return ""  # the usual case, without reading the field
+        claimed = (self.envelope.sender, parseaddr(author)[1])
         return next((d for d in (c.rpartition("@")[2].lower() for c in claimed) if d in self.origins), "")
 
     def _recipient(self, recipient: Recipient) -> intake.NewRecipient:

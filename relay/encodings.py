@@ -221,7 +221,7 @@ class _Uuencode:
 
     def _line(self, line: bytes) -> bytes:
         line = line[: LONGEST_UU_LINE + 1].rstrip(b"\r")
-        if self._state == "inside":
+        if self._state == "inside" and line:
             if line.strip() != b"end":
                 return self._content(line)
             self._state = "after"

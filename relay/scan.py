@@ -21,7 +21,7 @@ from relay.examine import HEAD, TAIL, examine, examine_file
 from relay.spool import Incoming, Spool, write_new
 from relay.store import connections, intake
 from relay.store.connections import Connection
-from relay.store.deposits import Made, NewDeposit, add_deposit, apply_rows
+from relay.store.deposits import Made, NewDeposit, add_deposit, apply_rows, shown_name
 from rules import address, attachment, deposit
 from rules.attachment import Content
 from rules.deposit import Deposit, Difference, Doubt, Empty, Known, Rejudge, Replace, Seen, Unsettled, Version
@@ -328,7 +328,7 @@ class Scanner:
             file.seek(0)
             content = _look_file(file, copied)
         judged = attachment.judge(content, rule)
-        name = seen.path.rpartition("/")[2]
+        name = shown_name(seen)
         if isinstance(judged, attachment.Refuse):
             yield Verdict(name, connection.client, target, "refuse", judged.reason)
         elif isinstance(decision, Version):

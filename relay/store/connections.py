@@ -102,6 +102,11 @@ def readdress(db: Database, old: Connection, to: Pair, *, at: str, actor: str, w
         "UPDATE delivery SET target = ?, domain = ? WHERE connection = ? AND state IN ('waiting', 'held')",
         (collector, domain, old.id),
     ).rowcount
+    db.conn.execute(
+        """UPDATE delivery_document SET target = ? WHERE delivery IN
+        (SELECT id FROM delivery WHERE connection = ? AND state IN ('waiting', 'held'))""",
+        (collector, old.id),
+    )
     detail = {"connection": old.id, "from": old.collector_address, "to": collector, "moved": moved, "why": why}
     write(db, at, actor, [Event("readdressed", detail=detail)])
     touch(db)

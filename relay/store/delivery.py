@@ -330,7 +330,8 @@ def resend(db: Database, delivery: str, order: Order) -> str | None:
         (new, order.at, order.due_at, order.expires_at, delivery),
     )
     db.conn.execute(
-        "INSERT INTO delivery_document SELECT ?, document FROM delivery_document WHERE delivery = ?", (new, delivery)
+        "INSERT INTO delivery_document SELECT ?, document, sha256, target FROM delivery_document WHERE delivery = ?",
+        (new, delivery),
     )
     write(db, order.at, order.actor, [Event("resent", delivery=new, detail={"of": delivery, "why": order.why})])
     return new

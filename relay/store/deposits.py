@@ -4,6 +4,7 @@ Knows alone: what makes a deposit a duplicate, which must be decided in the tran
 """
 
 import json
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -52,7 +53,12 @@ class NewDeposit:
 
     @property
     def name(self) -> str:
-        return self.seen.path.rpartition("/")[2]
+        return shown_name(self.seen)
+
+
+def shown_name(seen: Seen) -> str:
+    """The file's name as people type and search it: macOS writes its accents apart from their letters."""
+    return unicodedata.normalize("NFC", seen.path.rpartition("/")[2])
 
 
 class Made(Enum):
@@ -150,7 +156,8 @@ def _insert(db: Database, new: NewDeposit, fate: _Fate) -> None:
             *(new.sender, new.token, new.message_id, new.spool, new.size, fate.twin),
         ),
     )
-    db.conn.execute("INSERT INTO delivery_document VALUES (?, ?)", (new.delivery, new.document))
+    link_row = (new.delivery, new.document, content.sha256, link.collector_address)
+    db.conn.execute("INSERT INTO delivery_document VALUES (?, ?, ?, ?)", link_row)
 
 
 def _ged_path(new: NewDeposit) -> str:

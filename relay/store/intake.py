@@ -132,7 +132,7 @@ def commit(db: Database, accepted: Accepted) -> Committed:
 
 
 _REPEAT = f"""
-SELECT m.id FROM message m JOIN recipient r ON r.message = m.id
+SELECT m.id FROM message m INDEXED BY message_by_message_id JOIN recipient r ON r.message = m.id
 WHERE m.message_id = ? AND m.sender = ? AND m.content_hash = ? AND m.received_at >= ? AND r.address = ?
   AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = m.id AND d.recipient = r.address
                   AND d.state IN ({marks(_UNDONE)}))
@@ -169,16 +169,17 @@ def came_from(db: Database, hashes: Sequence[str], origins: frozenset[str]) -> b
     """Did a document with one of these hashes come from one of these domains?"""
     if not hashes or not origins:
         return False
-    sql = f"SELECT 1 FROM document WHERE sha256 IN ({marks(hashes)}) AND origin IN ({marks(list(origins))}) LIMIT 1"
+    sql = f"""SELECT 1 FROM document WHERE sha256 IN ({marks(hashes)}) AND origin <> '' AND origin IN ({marks(list(origins))})
+    LIMIT 1"""
     return one(db, sql, (*hashes, *origins)) is not None
 
 
-def twins(db: Database, sha256: str, target: str) -> list[tuple[str, str, str]]:
+def twins(db: Database, sha256: str, target: str, most: int = 50) -> list[tuple[str, str, str]]:
     """Deliveries that took, or will take, these bytes to `target`: (delivery, name, state), the oldest first."""
     sql = f"""
-    SELECT l.id, d.name, l.state FROM document d
-    JOIN delivery_document ld ON ld.document = d.id JOIN delivery l ON l.id = ld.delivery
-    WHERE d.sha256 = ? AND l.target = ? AND l.state NOT IN ({marks(_UNDONE)}, 'duplicate') ORDER BY l.id LIMIT 50"""
+    SELECT l.id, d.name, l.state FROM delivery_document ld INDEXED BY delivery_document_twins
+    JOIN delivery l ON l.id = ld.delivery JOIN document d ON d.id = ld.document
+    WHERE ld.sha256 = ? AND ld.target = ? AND l.state NOT IN ({marks(_UNDONE)}, 'duplicate') LIMIT {most}"""
     return [(str(a), str(b), str(c)) for a, b, c in rows(db, sql, (sha256, target, *_UNDONE))]
 
 
@@ -189,7 +190,7 @@ def _again(db: Database, deliveries: Sequence[NewDelivery], hashes: dict[str, st
         if delivery.kind != "send":
             continue
         for document in delivery.documents:
-            for twin, _, _ in twins(db, hashes[document], delivery.target)[:1]:
+            for twin, _, _ in twins(db, hashes[document], delivery.target, most=1):
                 events.append(Event("again", document=document, delivery=delivery.id, detail={"twin": twin}))
     return events
 
@@ -217,7 +218,7 @@ _DOCUMENT = f"""INSERT INTO document (id, message, sha256, name, type, size, spa
 deposited_at) VALUES ({marks(range(11))})"""
 _DELIVERY = f"""INSERT INTO delivery (id, message, kind, route, client, recipient, target, domain, state, reason,
 created_at, due_at, expires_at, sender, token, outbound_message_id, size) VALUES ({marks(range(17))})"""
-_LINK = "INSERT INTO delivery_document (delivery, document) VALUES (?, ?)"
+_LINK = "INSERT INTO delivery_document (delivery, document, sha256, target) VALUES (?, ?, ?, ?)"
 
 
 def _insert(db: Database, accepted: Accepted) -> None:
@@ -227,7 +228,9 @@ def _insert(db: Database, accepted: Accepted) -> None:
     conn.executemany(_RECIPIENT, [(m.id, r.address, r.typed, r.route, r.rule) for r in accepted.recipients])
     conn.executemany(_DOCUMENT, [_document_row(d, m) for d in accepted.documents])
     conn.executemany(_DELIVERY, [_delivery_row(d, m.id) for d in accepted.deliveries])
-    conn.executemany(_LINK, [(d.id, document) for d in accepted.deliveries for document in d.documents])
+    hashes = {d.id: d.sha256 for d in accepted.documents}
+    links = [(d.id, document, hashes[document], d.target) for d in accepted.deliveries for document in d.documents]
+    conn.executemany(_LINK, links)
 
 
 def _document_row(d: NewDocument, m: NewMessage) -> tuple[object, ...]:

@@ -38,7 +38,7 @@ CREATE TABLE message (
     origin TEXT NOT NULL DEFAULT '',   -- the application's domain it came from, if it did
     purged_at TEXT                     -- when its bytes were removed
 ) WITHOUT ROWID;
-CREATE INDEX message_by_message_id ON message (message_id);
+CREATE INDEX message_by_message_id ON message (message_id, sender);
 CREATE INDEX message_by_sender ON message (sender);
 CREATE INDEX message_by_spool ON message (spool);
 CREATE TABLE recipient (
@@ -65,6 +65,7 @@ CREATE TABLE document (
     deposited_at TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX document_by_hash ON document (sha256);
+CREATE INDEX document_by_origin ON document (sha256, origin) WHERE origin <> '';
 CREATE INDEX document_by_name ON document (name);
 CREATE INDEX document_by_message ON document (message) WHERE message IS NOT NULL;
 CREATE TABLE delivery (
@@ -110,8 +111,11 @@ CREATE INDEX delivery_by_spool ON delivery (spool) WHERE spool <> '';
 CREATE TABLE delivery_document (
     delivery TEXT NOT NULL REFERENCES delivery,
     document TEXT NOT NULL REFERENCES document,
+    sha256 TEXT NOT NULL,              -- the document's, and the delivery's target: what makes two of them twins
+    target TEXT NOT NULL,
     PRIMARY KEY (delivery, document)
 ) WITHOUT ROWID;
+CREATE INDEX delivery_document_twins ON delivery_document (sha256, target);
 CREATE INDEX delivery_of_document ON delivery_document (document);
 CREATE TABLE event (
     id INTEGER PRIMARY KEY,

@@ -25,23 +25,19 @@ class BenchError(RuntimeError):
 
 
 @cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="welyb-bench-")  # gone when this process ends
+
+
+@cache
 def _program(name: str) -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
         raise BenchError("no C compiler. Remedy: apt-get install gcc libc6-dev")
-    folder = Path(tempfile.mkdtemp(prefix="welyb-bench-"))
-    made = folder / name
+    made = Path(_folder().name) / name
     command = [compiler, "-O2", "-Wall", "-pthread", "-o", str(made), str(HERE / f"{name}.c")]
     subprocess.run(command, check=True, timeout=TIMEOUT)
     return made
-
-
-def clear() -> None:
-    """Removes what was compiled."""
-    if _program.cache_info().currsize:
-        for name in ("load", "sink"):
-            shutil.rmtree(_program(name).parent, ignore_errors=True)
-        _program.cache_clear()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

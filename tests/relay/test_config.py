@@ -142,7 +142,7 @@ def test_durations(text: str, seconds: int) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "1.5 hours", "-1 s", "5 s 3 s", "5 S", "PT5S", "5 ss", "5 minss"])
+@pytest.mark.parametrize("text", ["", "5", "s", "1.5 hours", "-1 s", "5 s 3 s", "5 S", "PT5S", "5 minss"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
@@ -154,6 +154,12 @@ def test_what_is_no_duration(text: str) -> None:
 )
 def test_endpoints(text: str, place: tuple[str, int]) -> None:
     assert endpoint(text) == place
+
+
+def test_the_port_of_a_resolver_or_a_route_goes_without_saying() -> None:
+    text = '[delivery]\ndns = ["127.0.0.1", "[::1]"]\nroutes = { "far.test" = "mx.far.test" }\n'
+    assert parse(text, "t").delivery.dns == ("127.0.0.1", "[::1]")
+    assert endpoint("mx.far.test", 25) == ("mx.far.test", 25)
 
 
 @pytest.mark.parametrize("text", ["", ":25", "a:b", "[::1", "[x]:25", "::1", "a:25:26", "a b:25", "a:65536", "a"])

@@ -294,6 +294,7 @@ DECODED: list[tuple[Encoding, bytes, bytes, set[str]]] = [
     ("uuencode", b"begin 644 a\n#86)CXXXXX\n`\nend\n", b"abc", set()),
     ("uuencode", b"begin 644 a\n#\xff\xff\n`\nend\n", b"", {"bad-uuencode"}),
     ("uuencode", b"nothing\n", b"", {"bad-uuencode"}),
+    ("uuencode", b"begin 644 a\n\r\r\n#86)C\nend", b"abc", set()),
     ("identity", b"=41\xff", b"=41\xff", set()),
 ]
 

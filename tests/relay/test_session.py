@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from pysqlite3 import dbapi2
 
 from relay import config as configuration
 from relay.accept import Intake
@@ -24,6 +25,7 @@ from relay.directory import Directory
 from relay.smtp import listener as listening
 from relay.smtp import session
 from relay.smtp.listener import Listener, bind
+from relay.store import database
 from relay.store.database import open_for_reading, rows
 from tests.support.clients import Dialogue, Reply, mail, stuffed
 from tests.support.documents import pdf
@@ -319,20 +321,23 @@ def test_a_spool_that_cannot_be_written_is_our_trouble_never_theirs(door: Door) 
     assert len(door.messages()) == 1
 
 
-def test_a_store_that_cannot_be_written_is_our_trouble_never_theirs(door: Door) -> None:
+def test_a_store_that_cannot_be_written_is_our_trouble_never_theirs(
+    open_door: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.2)
+    door = open_door()
     with contextlib.closing(_locked(door.folder / "var/relay.db")) as lock, greeted(door) as dialogue:
         dialogue.envelope(SENDER, MEG)
-        reply = dialogue.data(mail(SENDER, MEG, INVOICE))
+        reply = dialogue.data(mail(SENDER, MEG, INVOICE, text="a" * 70_000))
         assert reply == Reply(451, ("4.3.0 Incident temporaire (temporary failure)",))
+        assert door.spooled_files() == []
         lock.rollback()
         dialogue.envelope(SENDER, MEG)
         assert dialogue.data(mail(SENDER, MEG, INVOICE)).code == 250
     assert len(door.messages()) == 1
 
 
-def _locked(path: Path):  # type: ignore[no-untyped-def]  # pysqlite3 has no types
-    from pysqlite3 import dbapi2
-
+def _locked(path: Path) -> dbapi2.Connection:
     connection = dbapi2.connect(str(path), isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     return connection
@@ -395,13 +400,18 @@ def test_without_a_certificate_starttls_is_neither_offered_nor_taken(door: Door)
         assert dialogue.say("NOOP").code == 250
 
 
-def test_a_handshake_that_fails_ends_the_conversation_and_nothing_else(secure: Door) -> None:
-    with greeted(secure) as dialogue:
-        assert dialogue.say("STARTTLS").code == 220
-        dialogue.send(b"MAIL FROM:<x@y.example>\r\n" * 10)
-        with contextlib.suppress(ConnectionError):
-            assert dialogue.socket.recv(100)[:3] != b"250"
-    assert _greets(secure)
+def test_a_handshake_that_fails_ends_the_conversation_and_leaves_nothing_behind(
+    secure: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "MAX_PER_PEER", 1)
+    for attempt in (b"MAIL FROM:<x@y.example>\r\n" * 10, b""):
+        with greeted(secure) as dialogue:
+            assert dialogue.say("STARTTLS").code == 220
+            dialogue.send(attempt)
+            dialogue.socket.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                assert dialogue.socket.recv(100)[:3] != b"250"
+        eventually(lambda: _greets(secure))
 
 
 def test_a_certificate_that_changes_is_read_again_and_a_bad_one_is_not_used(

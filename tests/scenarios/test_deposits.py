@@ -232,9 +232,7 @@ def test_S16_by_a_mail_that_was_filed_there(firm: Firm, client: Client) -> None:
     client.connect("Ventes", application="meg", address=f"meg+{client.slug}@welyb.fr")
     invoice = ("Facture 7.pdf", "application/pdf", made.pdf("7"))
     assert firm.mail(f"ventes+{client.slug}@welyb.fr", mail("a@b.example", "x@welyb.fr", invoice)).accepted
-    deadline = time.monotonic() + 10
-    while not list(client.path.glob("Ventes/*/*/Facture 7.pdf")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    firm.wait_until(lambda: bool(list(client.path.glob("Ventes/*/*/Facture 7.pdf"))))
     firm.run()
     assert [d.sha256 for d in client.arrived(f"{client.slug}@factures-meg.fr")] == [digest(invoice[2])]
 

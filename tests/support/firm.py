@@ -6,7 +6,9 @@ Limits: the counts of a run are everybody's; a scenario about them has a firm to
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from email import message_from_bytes
@@ -14,10 +16,11 @@ from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 from tests.support.clients import CLIENTS, Sent
 from tests.support.collector import Collector, Received
-from tests.support.program import free_port
+from tests.support.program import LOOK_EVERY, free_port
 from tests.support.relay import Relay
 
 COLLECTORS = ("factures-meg.fr", "achats.factures-meg.fr")
@@ -46,10 +49,16 @@ class Arrived:
 def documents_of(received: Received) -> list[Arrived]:
     message = message_from_bytes(received.transmitted, policy=default)
     return [
-        Arrived(part.get_filename() or "", part.get_payload(decode=True) or b"", received, message)
+        Arrived(name, part.get_payload(decode=True) or b"", received, message)
         for part in message.walk()
-        if part.get_filename()
+        if (name := file_name(part))
     ]
+
+
+def file_name(part: EmailMessage) -> str:
+    """As mail programs of this century show it; the email package prefers the ASCII spelling beside it."""
+    extended = re.search(r"(?i)filename\*=utf-8''([^;\s]+)", dict(part.raw_items()).get("Content-Disposition", ""))
+    return unquote(extended[1]) if extended else part.get_filename() or ""
 
 
 class Firm:
@@ -88,6 +97,13 @@ class Firm:
     def run(self) -> dict[str, Any]:
         (counts,) = self.relay.json("runs", "now")
         return counts
+
+    def wait_until(self, reached: Callable[[], bool], *, timeout: float = 10) -> None:
+        """For what the daemon does by itself."""
+        deadline = time.monotonic() + timeout
+        while not reached():
+            assert time.monotonic() < deadline, f"it did not come\n{self.relay.program.told()}"
+            time.sleep(LOOK_EVERY)
 
     @contextmanager
     def set_to(self, settings: Mapping[str, Any]) -> Iterator[None]:

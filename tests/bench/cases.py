@@ -1,0 +1,144 @@
+"""The measurements that several servers take part in: each starts a server with an empty queue and gives back facts.
+
+Knows alone: the sizes, the numbers of connections, and what is in the time that is measured.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.bench.meter import Meter
+from tests.bench.server import Server
+from tests.bench.traffic import BenchError, Load, Sink, received
+
+Facts = dict[str, Any]
+# In bytes of the mail; the last is a document of just under 10,000,000 bytes in base64.
+SIZES: Mapping[str, int] = {"20 KB": 20_000, "200 KB": 200_000, "1 MB": 1_000_000, "13.7 MB": 13_684_000}
+DRAINS: Mapping[str, int] = {"20 KB": 2000, "13.7 MB": 50}  # mails queued
+LISTED = 10_000
+PATIENCE = 180  # seconds for a queue to be sent
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One cell of a table: `needs` is what a server must be able to do. `value` is a rate, or seconds in a `time`."""
+
+    what: str
+    label: str
+    measure: Callable[[Server, Sink], Facts]
+    needs: str
+    is_time: bool = False
+    key: tuple[str, int] = ("", 0)  # size and connections, for the quick bench to choose by
+
+
+def accept(size: str, connections: int, *, per_connection: int = 1, bdat: bool = False, seconds: float = 4) -> Case:
+    """Mails answered 250 in a second: lock-step, delivery held."""
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        load = Load(
+            bytes=SIZES[size],
+            connections=connections,
+            seconds=seconds,
+            per_connection=per_connection,
+            bdat=bdat,
+            recipient=server.recipient,
+        )
+        server.start("hold")
+        first = Load(bytes=SIZES["20 KB"], connections=connections, messages=2 * connections, recipient=load.recipient)
+        first.send(server.port)  # let it fork what it forks
+        time.sleep(0.3)
+        with Meter(server.group) as meter:
+            said = load.send(server.port)
+            time.sleep(0.1)
+        return {**said, **meter.facts, "value": said["rate"], "cpu_ms": 1e3 * meter.facts["cpu_s"] / said["sent"]}
+
+    manner = "BDAT" if bdat else "kept open" if per_connection == 0 else "each its own"
+    label = f"{size}, {connections} connections, {manner}"
+    return Case("accept", label, measure, "bdat" if bdat else "accept", key=(size, connections))
+
+
+def fill(server: Server, messages: int, size: int) -> None:
+    """Into a queue that is kept, whatever it takes."""
+    Load(bytes=size, connections=4, messages=messages, per_connection=50, recipient=server.recipient).send(server.port)
+    time.sleep(0.5)
+    os.sync()
+
+
+def drain(size: str) -> Case:
+    """A queue that is released: mails a second until the sink has the last one."""
+    count = DRAINS[size]
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        server.start("hold")
+        fill(server, count, SIZES[size])
+        with sink.expecting(count) as program, Meter(server.group) as meter:
+            begun = time.monotonic()
+            server.flush()
+            came = received(program, PATIENCE)
+        return _sent(came, begun, count, meter) | {"run_s": getattr(server, "last_run_s", None)}
+
+    return Case("drain", f"{count} × {size}", measure, "drain", key=(size, 0))
+
+
+def through(size: str) -> Case:
+    """In over 10 connections and out again, signed: mails a second from the first in to the last out."""
+    count = DRAINS[size]
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        server.start("relay")
+        load = Load(bytes=SIZES[size], connections=10, messages=count, recipient=server.recipient)
+        with sink.expecting(count) as program, Meter(server.group) as meter:
+            begun = time.monotonic()
+            load.send(server.port)
+            if server.name == "ours":
+                server.flush()
+            came = received(program, PATIENCE)
+        return _sent(came, begun, count, meter)
+
+    return Case("through", f"{count} × {size}, signed", measure, "through", key=(size, 0))
+
+
+def _sent(came: Facts, begun: float, count: int, meter: Meter) -> Facts:
+    if came["messages"] < count:
+        raise BenchError(f"{came['messages']} of {count} mails came")
+    seconds = came["last"] - begun
+    cost = {"cpu_ms": 1e3 * meter.facts["cpu_s"] / count, "mb_s": came["bytes"] / seconds / 1e6}
+    return {**meter.facts, **cost, "value": count / seconds, "bytes_out": came["bytes"] / count}
+
+
+def listing() -> Case:
+    """Seconds to list a whole queue with the server's own command, its start included; the best of three."""
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        server.start("hold")
+        fill(server, LISTED, 2500)
+        with Meter(server.group) as meter:
+            times = [_timed(server) for _ in range(3)]
+        return {**meter.facts, "value": min(times), "cpu_ms": 1e3 * meter.facts["cpu_s"] / 3}
+
+    return Case("list", f"{LISTED} queued, whole", measure, "list", is_time=True, key=("20 KB", 0))
+
+
+def _timed(server: Server) -> float:
+    begun = time.perf_counter()
+    done = subprocess.run([*server.group.prefix, *server.listing()], stdout=subprocess.PIPE, check=False)
+    seconds = time.perf_counter() - begun
+    if done.stdout.count(b"\n") < LISTED:
+        raise BenchError(f"{server.name} lists {done.stdout.count(chr(10).encode())} lines for {LISTED} mails")
+    return seconds
+
+
+def cases(*, quick: bool) -> list[Case]:
+    """In the order they are run; the quick bench has those that decide."""
+    seconds = 2.0 if quick else 4.0
+    chosen = [accept(size, count, seconds=seconds) for size in SIZES for count in (1, 10, 50)]
+    chosen += [accept("20 KB", count, per_connection=0, seconds=seconds) for count in (1, 10, 50)]
+    chosen += [accept("13.7 MB", 10, bdat=True, seconds=seconds)]
+    chosen += [make(size) for make in (drain, through) for size in DRAINS]
+    chosen.append(listing())
+    if quick:
+        return [case for case in chosen if case.what != "accept" or case.key in (("20 KB", 10), ("13.7 MB", 10))]
+    return chosen

@@ -1,0 +1,76 @@
+"""The relay itself, as whoever runs it has it: `serve` with every document check on, `runs now`, `queue list`."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench.server import Mode, Place, Server
+from tests.support.relay import Relay, command
+
+SELECTOR = "bench"
+
+
+class Ours(Server):
+    """It keeps what comes until a run. `signed` sets a DKIM key."""
+
+    name = "ours"
+    can = frozenset({"accept", "drain", "list", "through"})
+    recipient = "meg+user%d@welyb.fr"
+    signed = True
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.relay: Relay | None = None
+
+    def version(self) -> str:
+        described = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return f"welyb-relay {described.stdout.strip()}, Python {sys.version.split()[0]}"
+
+    def start(self, mode: Mode) -> None:
+        self.lay_out(self.folder)
+        self.serve()
+
+    def lay_out(self, folder: Path) -> Relay:
+        """Settings and keys under `folder`."""
+        routes = {"factures-meg.fr": f"127.0.0.1:{self.place.sink_port}"}
+        self.relay = Relay(folder, {"delivery": {"routes": routes}}, under=self.group.prefix)
+        self.port = self.relay.port
+        if self.signed:
+            self.relay.cli("keys", "create", SELECTOR)
+            self.relay.configure({"dkim": {"selector": SELECTOR}})
+        return self.relay
+
+    def serve(self) -> None:
+        assert self.relay is not None
+        self.relay.start()
+        self.program = self.relay.program
+        self.group.adopt(self.program.pid)
+
+    def run_now(self) -> dict[str, Any]:
+        """One run, in a process of its own, to its end: what `runs now --json` says of it."""
+        assert self.relay is not None
+        done = subprocess.run(
+            [*self.group.prefix, *command(), "--config", str(self.relay.config), "runs", "now", "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    def flush(self) -> None:
+        self.run_now()
+
+    def listing(self) -> Sequence[str]:
+        assert self.relay is not None
+        return [*command(), "--config", str(self.relay.config), "queue", "list"]
+
