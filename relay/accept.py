@@ -130,31 +130,32 @@ class Transaction:
     def abort(self) -> None:
         self._incoming.discard()
 
-    async def finish(self) -> Reply:
-        """The answer to the end of the mail data. A client that hangs up now does not stop the commit."""
-        return await asyncio.shield(self._door.track(self._conclude()))
+    async def finish(self, refused: Reply | None = None) -> Reply:
+        """The answer to the end of the mail data; `refused` where the session could not take it whole.
 
-    async def _conclude(self) -> Reply:
+        A client that hangs up now does not stop the commit.
+        """
+        return await asyncio.shield(self._door.track(self._conclude(refused)))
+
+    async def _conclude(self, refused: Reply | None) -> Reply:
         try:
-            return await self._finish()
+            return await self._finish(refused)
         except Exception as error:
             self.abort()
             log.trouble(self.id, error)
             return replies.TROUBLE
 
-    async def _finish(self) -> Reply:
+    async def _finish(self, refused: Reply | None) -> Reply:
         message = self._scanner.close()
-        refused = _structure(message, self._door.config.relay.domain)
-        if refused is not None:
-            self.abort()
-            return refused
-        judged = await self._judge(message)
-        refused = self._content(judged)
-        if refused is not None:
+        refused = refused or _structure(message, self._door.config.relay.domain)
+        judged = await self._judge(message) if refused is None else []
+        refused = refused or self._content(judged)
+        if refused is None:
+            return await self._commit(message, judged)
+        if refused.final:
             await self._record_refusal(message, judged, refused)
-            self.abort()
-            return refused
-        return await self._commit(message, judged)
+        self.abort()
+        return refused
 
     # --- content ----------------------------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class Transaction:
 
         try:
             committed = await self._door.writer.write(add, body)
-        except BaseException:
+        except Exception:  # one that is cancelled here cannot know: the rows may well be written
             self._forget(key)
             raise
         peer = self._envelope.peer.ip

@@ -78,11 +78,7 @@ class Directory:
         if time.monotonic() < self._next_listing:
             return
         self._next_listing = time.monotonic() + RELIST_EVERY
-        listed = await asyncio.to_thread(_first_level, self._root)
-        if listed is not None:
-            root, folders = listed
-            at = clock.stamp(clock.now())
-            await self._writer.write(lambda db, _: directory.merge_listing(db, root, folders, at))
+        await list_again(self._writer, self._root)
 
 
 def _first_level(root: Path) -> tuple[str, list[directory.Folder]] | None:
@@ -96,8 +92,16 @@ def _first_level(root: Path) -> tuple[str, list[directory.Folder]] | None:
     return f"{top[0]}:{top[1]}", folders
 
 
+async def list_again(writer: Writer, root: Path) -> None:
+    """Lists the GED's root into the store, in a process that serves; where the GED is away the last list stands."""
+    listed = await asyncio.to_thread(_first_level, root)
+    if listed is not None:
+        at = clock.stamp(clock.now())
+        await writer.write(lambda db, _: directory.merge_listing(db, *listed, at))
+
+
 def list_clients(db: Database, root: Path) -> bool:
-    """Lists the GED's root into the store, for a command or a start-up; False where the GED is away."""
+    """The same for a command or a start-up; False where the GED is away."""
     listed = _first_level(root)
     if listed is None:
         return False

@@ -28,7 +28,7 @@ _NAMES: dict[str, Encoding] = {
     "xuue": "uuencode",
     "uue": "uuencode",
 }
-_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*+\)", re.DOTALL)
+_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)", re.DOTALL)
 _PUNCTUATION = re.compile(r"[^a-z0-9]+")
 
 
@@ -156,11 +156,14 @@ class _Base64:
         rest, self._rest = self._rest, b""
         if not rest:
             return b""
-        self.defects.add("truncated")
-        return a2b_base64(rest + b"=" * (4 - len(rest))) if len(rest) > 1 else b""
+        if len(rest) == 1:
+            self.defects.add("truncated")  # six bits are no byte: something is missing
+            return b""
+        self.defects.add("bad-base64")  # only its padding is missing: some senders never write it
+        return a2b_base64(rest + b"=" * (4 - len(rest)))
 
 
-_SOFT_BREAK_CR = re.compile(rb"((?<!=)(?:==)*+)=\r(?!\n)")
+_SOFT_BREAK_CR = re.compile(rb"((?<!=)(?:==)*)=\r(?!\n)")
 
 
 class _QuotedPrintable:

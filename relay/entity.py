@@ -24,8 +24,8 @@ DECIDABLE = 2048  # more bytes than a line that is no field may have, and the st
 _FIELD_START = rb"(?:[!-9;-~]{0,200}+[ \t]{0,200}+:|[ \t])"
 _BLOCK = re.compile(
     # "From " is the envelope of a mailbox file; ">From " is how some attach one.
-    rb"(?:>?From [^\n]{0,998}+\n)?+"
-    rb"(?:" + _FIELD_START + rb"[^\n]*+\n|(?!\r?\n)[^\n]{1,998}+\n(?=[A-Za-z][A-Za-z0-9-]{0,75}+:(?!/)))*+"
+    rb"(?:>?From [^\n]{0,998}+\n)?"
+    rb"(?:" + _FIELD_START + rb"[^\n]*+\n|(?!\r?\n)[^\n]{1,998}+\n(?=[A-Za-z][A-Za-z0-9-]{0,75}+:(?!/)))*"
 )
 _FIELD_LINE = re.compile(_FIELD_START)
 _JUNK = re.compile(rb"\n(?!" + _FIELD_START + rb"|>?From |\Z)")
@@ -37,7 +37,7 @@ _CONTENT_FIELD = re.compile(
 )
 # What every server on the way adds or replaces: the same mail comes again with other ones.
 _TRACE = re.compile(rb"(?:(?:return-path|received|delivered-to)[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*", re.IGNORECASE)
-_TYPE = re.compile(rb"(?:\s|\((?:[^()\\]|\\.)*+\))*+\"?([^\s/;=\"()]++)(?:\s*+/\s*+([^\s/;=\"()]++))?(?!\s*+=)")
+_TYPE = re.compile(rb"(?:\s|\((?:[^()\\]|\\.)*\))*\"?([^\s/;=\"()]++)(?:\s*+/\s*+([^\s/;=\"()]++))?(?!\s*+=)")
 
 
 def block_end(buffer: bytes, start: int) -> int:

@@ -5,6 +5,7 @@ crash between any two leaves the temporary, by which `ged` knows again what is a
 """
 
 import asyncio
+import errno
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -13,6 +14,7 @@ from sqlite_utils import Database
 from relay import clock, ged, log
 from relay.commit import Writer
 from relay.config import Config
+from relay.directory import list_again
 from relay.mime import decoded
 from relay.spool import Spool, SpoolError
 from relay.store import delivery, directory, filings
@@ -41,6 +43,7 @@ class Filing:
         self._pace = Pace(RETRY_EVERY, config.relay.warn_after)
         self._wakeup = asyncio.Event()
         self._pass = 0  # counts down: the claims of runs count up
+        self._listed_in = 0  # the pass that listed the clients again
 
     def adopt(self, config: Config, ruleset: RuleSet) -> None:
         """Settings and rules read again."""
@@ -98,6 +101,8 @@ class Filing:
             # added by hand is made, but only in the tree that the clients were listed from.
             tree = self._of_added() if found.client_state == "added" else tree.within(found.folder)
             outcome = await asyncio.to_thread(self._put, taken, found, tree)
+            if isinstance(outcome, ged.GedAway) and outcome.code == errno.ENOENT:
+                await self._look_for_renamed()
             filed = outcome if isinstance(outcome, ged.Filed) else None
             result = self._result(outcome, tree.folder, now)
         done = await self._writer.write(
@@ -108,6 +113,12 @@ class Filing:
             log.filed(taken.id)
         elif filed is None:
             log.filing_waits(taken.id, result.reply)
+
+    async def _look_for_renamed(self) -> None:
+        """A client's folder that is gone may bear another name now, by which the next attempt finds it. Once a pass."""
+        if self._listed_in != self._pass:
+            self._listed_in = self._pass
+            await list_again(self._writer, self._config.ged.root)
 
     def _of_added(self) -> ged.Tree:
         system, _, inode = directory.meta(self._db, directory.GED_ROOT).partition(":")

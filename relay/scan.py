@@ -237,7 +237,7 @@ class Scanner:
             key = await asyncio.to_thread(message.settle) if body is None else ""
         try:
             return await writer.write(lambda db, placed: add_deposit(db, replace(new, spool=placed or key)), body)
-        except BaseException:
+        except Exception:  # a run that is cancelled here cannot know: the row may well be written
             if key:
                 self._spool.remove(key)
             raise

@@ -23,7 +23,7 @@ from relay.store import delivery
 from relay.store.delivery import Claimed, Pace, Recorded, Result
 from rules import outcome as outcomes
 from rules.lifecycle import Change, State
-from rules.outcome import Certainty, Outcome, Scope
+from rules.outcome import Certainty, Fault, Outcome, Scope
 from rules.replies import Reason
 
 BATCH = 10  # deliveries of one collector before the next one's turn
@@ -87,10 +87,12 @@ class Sender:
     async def _serve(self, host: _Host) -> None:
         found = await destinations(host.domain, self._config.delivery.routes, self._resolver)
         if isinstance(found, Outcome):
-            host.stopped = found
             if found.result is outcomes.Result.NEVER:  # null MX: final for each of them
-                host.stopped = None
                 await self._refuse_all(host, found)
+            else:
+                host.stopped = found
+                for taken in await self._claim(host.groups[0], 1):  # an attempt like any other, for one of them
+                    await self._record(taken, found)
         else:
             host.places = found
             connection = await self._probe(host)
@@ -163,7 +165,7 @@ class Sender:
         try:
             job = await asyncio.to_thread(self._job, taken)
         except SpoolError as error:
-            await self._record(taken, Result(Change.FAIL, reply=str(error), reason=Reason("bytes-missing")))
+            await self._write(taken, Result(Change.FAIL, reply=str(error), reason=Reason("bytes-missing")))
             return connection
         if connection is not None and not connection.usable:
             await connection.close()
@@ -172,17 +174,20 @@ class Sender:
             connection = await self._connect(host)
         if connection is None:
             assert host.stopped is not None
-            await self._record(taken, _result(host.stopped))
+            await self._record(taken, host.stopped)
             return None
         outcome = await connection.send(job)
         if outcome.scope is Scope.HOST and outcome.result is not outcomes.Result.DONE:
             host.stopped = outcome
-        recorded = await self._record(taken, _result(outcome))
-        if recorded.state is State.FAILED:
-            self.tally.told.append((taken, outcome))
+        await self._record(taken, outcome)
         return connection
 
-    async def _record(self, taken: Claimed, result: Result) -> Recorded:
+    async def _record(self, taken: Claimed, outcome: Outcome) -> None:
+        recorded = await self._write(taken, _result(outcome))
+        if recorded.state is State.FAILED:
+            self.tally.told.append((taken, outcome))
+
+    async def _write(self, taken: Claimed, result: Result) -> Recorded:
         now = clock.now()
         recorded = await self._writer.write(
             lambda db, _: delivery.record(db, taken, result, run=self.run, now=now, pace=self._pace)
@@ -202,20 +207,21 @@ class Sender:
             group = host.groups.popleft()
             while claimed := await self._claim(group):
                 for taken in claimed:
-                    await self._record(taken, _result(outcome))
-                    self.tally.told.append((taken, outcome))
+                    await self._record(taken, outcome)
 
     async def _put_off(self, host: _Host) -> None:
         """What was due and not tried: the host is away, or the run's time is over."""
-        reply = host.stopped.reply if host.stopped else "la fin du passage (end of the run)"
+        why = host.stopped or outcomes.of_fault("connect", Fault.TIMEOUT, "fin du passage (end of the run)")
         now = clock.now()
-        put_off, expired = await self._writer.write(
+        put_off = await self._writer.write(
             lambda db, _: delivery.defer_domain(
-                db, host.domain, run=self.run, horizon=self._horizon, reply=reply, now=now, pace=self._pace
+                db, host.domain, run=self.run, horizon=self._horizon, reply=why.reply, now=now, pace=self._pace
             )
         )
-        self.tally.deferred += put_off
-        self.tally.failed += len(expired)
+        self.tally.deferred += put_off.waiting
+        self.tally.failed += len(put_off.given_up)
+        self.tally.told += [(taken, why) for taken in put_off.given_up]
+        self.tally.warned += put_off.warned
 
     # --- bytes ------------------------------------------------------------------------------------------------------
 
@@ -283,6 +289,7 @@ def _result(outcome: Outcome) -> Result:
         mx=outcome.mx,
         tls=outcome.tls,
         uncertain=int(outcome.certainty is Certainty.UNCERTAIN),
+        warn=int(outcome.warns),
     )
     match outcome.result:
         case outcomes.Result.DONE:

@@ -16,6 +16,7 @@ from pathlib import Path
 SMALL = 65_536  # bytes: up to here a message is kept in memory until the batch is written
 SEGMENT_SIZE = 64 << 20
 PIECE = 1 << 18
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _KEY = re.compile(r"s/([0-9a-z]+)/(\d+)/(\d+)|f/(\d{4}-\d{2}-\d{2})/([0-9a-z.-]+)")
 
 
@@ -101,7 +102,11 @@ class Spool:
             folder.mkdir(exist_ok=True, mode=0o700)
             _sync_folder(folder.parent)
             self._days.add(day)
-        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            return os.open(folder / name, _NEW_FILE, 0o600)
+        except FileNotFoundError:  # a run in another process took the empty folder away
+            self._days.remove(day)
+            return self.create(day, name)
 
     def sync_day(self, day: str) -> None:
         _sync_folder(self._root / "files" / day)

@@ -21,11 +21,11 @@ KEPT_END = 256
 
 _FOLD = re.compile(rb"\r?\n[ \t]*")
 # The first token after comments (RFC 5322 §3.2.2), unless it is the name of a parameter.
-_TOKEN = re.compile(rb"(?:\s|\((?:[^()\\]|\\.)*+\))*+\"?([^\s;=\"()]++)(?!\s*+=)", re.DOTALL)
+_TOKEN = re.compile(rb"(?:\s|\((?:[^()\\]|\\.)*\))*\"?([^\s;=\"()]++)(?!\s*+=)", re.DOTALL)
 # A quote inside a quoted string does not end it when nothing that may follow a string follows: `"le "bon".pdf"`.
 _PARAMETER = re.compile(
     rb'(?<![^;\s])([^\s;="()]++)\s*+=\s*+'
-    rb'(?:"((?:[^"\\]|\\.|"(?!\s*+(?:;|\(|\Z|[\w*.-]++=)))*+)"?|([^;]*+))',
+    rb'(?:"((?:[^"\\]|\\.|"(?!\s*+(?:;|\(|\Z|[\w*.-]++=)))*)"?|([^;]*+))',
     re.DOTALL,
 )
 _ESCAPE = re.compile(rb'\\(["\\])')

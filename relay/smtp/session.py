@@ -336,8 +336,7 @@ class Session(SMTP):
             chunk.end()
             return await self._end_of_mail(chunk)
         if chunk.refused is not None:
-            self._drop_mail()
-            return chunk.refused
+            return await self._end_of_mail(chunk)
         return Reply(250, "2.0.0", (f"{int(size)} octets recus (octets received)",))
 
     def _limits(self) -> Limits:
@@ -369,10 +368,7 @@ class Session(SMTP):
         assert transaction is not None
         self._drop_mail()
         self._reset_timeout(COMMAND_TIMEOUT)
-        if reception.refused is not None:
-            transaction.abort()
-            return reception.refused
-        return await transaction.finish()
+        return await transaction.finish(reception.refused)
 
     def _drop_mail(self) -> None:
         """Back to before MAIL (RFC 5321 §4.1.1.5)."""

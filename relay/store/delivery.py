@@ -56,12 +56,14 @@ class Claimed:
     original_sender: str
 
 
-_CLAIMED = """
+_TAKEN = """
 SELECT d.id, d.kind, d.route, d.client, d.recipient, d.target, d.sender,
   CASE WHEN d.spool = '' THEN coalesce(m.spool, '') ELSE d.spool END, d.size, d.attempts + 1, d.created_at, d.expires_at,
   d.warned, d.message, coalesce(m.received_at, ''), coalesce(m.peer, ''), coalesce(m.helo, ''), coalesce(m.protocol, ''),
   coalesce(m.body = '8bit', 0), coalesce(m.tls, ''), coalesce(m.trusted, 0), coalesce(m.sender, '')
-FROM delivery d LEFT JOIN message m ON m.id = d.message
+FROM delivery d LEFT JOIN message m ON m.id = d.message"""
+
+_CLAIMED = f"""{_TAKEN}
 WHERE d.kind = ? AND d.domain = ? AND d.target = ? AND d.state = 'waiting' AND d.due_at <= ?
   AND (d.claim IS NULL OR d.claim <> ?)
 ORDER BY d.due_at, d.id LIMIT ?"""
@@ -135,13 +137,15 @@ _ACTOR = {"send": "run", "file": "filing"}  # who is named in the history
 
 
 def recover(db: Database, kind: str, at: str) -> int:
-    """What a dead holder left in flight goes back to waiting; it may have arrived, so it is flagged. In a transaction."""
+    """What a dead holder left in flight goes back to waiting; in a transaction. A sending may have arrived, so it is
+    flagged, and goes when its next attempt was planned; a filing is known again by its temporary, and goes at once.
+    """
     state = State.SENDING if kind == "send" else State.FILING
-    found = rows(db, "SELECT id FROM delivery WHERE kind = ? AND state = ?", (kind, state))
+    found = rows(db, "SELECT id, due_at FROM delivery WHERE kind = ? AND state = ?", (kind, state))
     uncertain = int(kind == "send")
     db.conn.executemany(
-        "UPDATE delivery SET state = 'waiting', claim = NULL, uncertain = uncertain | ? WHERE id = ?",
-        [(uncertain, row[0]) for row in found],
+        "UPDATE delivery SET state = 'waiting', claim = NULL, uncertain = uncertain | ?, due_at = ? WHERE id = ?",
+        [(uncertain, due_at if uncertain else at, delivery) for delivery, due_at in found],
     )
     write(db, at, "start", [Event("recovered", delivery=row[0], detail={"was": state}) for row in found])
     return len(found)
@@ -160,6 +164,7 @@ class Result:
     mx: str = ""
     tls: str = ""
     uncertain: int = 0
+    warn: int = 0  # waiting alone will not mend it
     reason: Reason | None = None  # in place of the one made from the reply
     target: str = ""  # where a filed document stands
 
@@ -177,8 +182,7 @@ def record(db: Database, taken: Claimed, result: Result, *, run: int, now: datet
     schedule = _schedule(taken, now, pace)
     change, reason = result.change, result.reason
     if change is Change.DEFER and schedule.give_up:
-        days = max(1, (clock.instant(taken.expires_at) - clock.instant(taken.created_at)).days)
-        change, reason = Change.FAIL, Reason("expired", {"days": days, "reply": result.reply})
+        change, reason = Change.FAIL, _expired(taken, result.reply)
     elif reason is None and change is Change.DEFER:
         reason = Reason("deferred", {"at": clock.stamp(schedule.due_at), "reply": result.reply})
     elif reason is None and change is Change.FAIL:
@@ -186,7 +190,7 @@ def record(db: Database, taken: Claimed, result: Result, *, run: int, now: datet
     sources, state = TRANSITIONS[change]
     at = clock.stamp(now)
     finished = at if state in lifecycle.FINAL else None
-    warn = int(change is Change.DEFER and schedule.warn and not taken.warned)
+    warn = int(change is Change.DEFER and bool(schedule.warn or result.warn) and not taken.warned)
     done = db.conn.execute(
         f"""UPDATE delivery SET state = ?, reason = ?, finished_at = ?, due_at = ?, reply = ?, mx = ?, tls = ?,
         uncertain = uncertain | ?, warned = warned | ?, target = CASE WHEN ? = '' THEN target ELSE ? END
@@ -217,32 +221,57 @@ _EVENT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """What a host that is away did to what was due for it."""
+
+    waiting: int
+    given_up: tuple[Claimed, ...]
+    warned: tuple[str, ...]
+
+
+_DUE_THERE = "kind = 'send' AND domain = ? AND state = 'waiting' AND due_at <= ? AND (claim IS NULL OR claim <> ?)"
+
+
 def defer_domain(
     db: Database, domain: str, *, run: int, horizon: str, reply: str, now: datetime, pace: Pace
-) -> tuple[int, list[str]]:
+) -> PutOff:
     """The host is away: all that is due for it waits without an attempt, one probe a run being enough.
 
-    Gives the number put off, and the ids given up because their time is over. Inside a transaction.
+    What has waited its time is given up here too. Inside a transaction.
     """
-    where = "kind = 'send' AND domain = ? AND state = 'waiting' AND due_at <= ? AND (claim IS NULL OR claim <> ?)"
     key, at = (domain, horizon, run), clock.stamp(now)
-    expired = rows(db, f"SELECT id, created_at, expires_at FROM delivery WHERE {where} AND expires_at <= ?", (*key, at))
-    for delivery, created, expires in expired:
-        days = max(1, (clock.instant(expires) - clock.instant(created)).days)
-        reason = Reason("expired", {"days": days, "reply": reply})
-        db.conn.execute(
-            "UPDATE delivery SET state = 'failed', claim = ?, reason = ?, finished_at = ?, reply = ? WHERE id = ?",
-            (run, reason_text(reason), at, reply, delivery),
-        )
-        write(db, at, "run", [Event("failed", delivery=delivery, detail=reason_facts(reason))])
-        revive_twins(db, delivery, at, "run")
+    found = rows(db, f"SELECT id FROM delivery WHERE {_DUE_THERE} AND expires_at <= ?", (*key, at))
+    given_up = tuple(_given_up(db, row[0], run=run, reply=reply, at=at) for row in found)
+    since = clock.stamp(now - pace.warn_after)
+    late = f"SELECT id FROM delivery WHERE {_DUE_THERE} AND warned = 0 AND created_at <= ?"
+    warned = tuple(str(row[0]) for row in rows(db, late, (*key, since)))
+    db.conn.executemany("UPDATE delivery SET warned = 1 WHERE id = ?", [(id_,) for id_ in warned])
+    write(db, at, "run", [Event("warned", delivery=id_) for id_ in warned])
     due_at = clock.stamp(lifecycle.next_run(now, pace.every))
     reason = Reason("deferred", {"at": due_at, "reply": reply})
-    put_off = db.conn.execute(
-        f"UPDATE delivery SET due_at = ?, claim = ?, reason = ?, reply = ? WHERE {where}",
+    waiting = db.conn.execute(
+        f"UPDATE delivery SET due_at = ?, claim = ?, reason = ?, reply = ? WHERE {_DUE_THERE}",
         (due_at, run, reason_text(reason), reply, *key),
     )
-    return put_off.rowcount, [str(row[0]) for row in expired]
+    return PutOff(waiting.rowcount, given_up, warned)
+
+
+def _given_up(db: Database, delivery: str, *, run: int, reply: str, at: str) -> Claimed:
+    taken = Claimed(*rows(db, f"{_TAKEN} WHERE d.id = ?", (delivery,))[0])
+    reason = _expired(taken, reply)
+    db.conn.execute(
+        "UPDATE delivery SET state = 'failed', claim = ?, reason = ?, finished_at = ?, reply = ? WHERE id = ?",
+        (run, reason_text(reason), at, reply, delivery),
+    )
+    write(db, at, "run", [Event("failed", delivery=delivery, detail=reason_facts(reason))])
+    revive_twins(db, delivery, at, "run")
+    return taken
+
+
+def _expired(taken: Claimed, reply: str) -> Reason:
+    days = max(1, (clock.instant(taken.expires_at) - clock.instant(taken.created_at)).days)
+    return Reason("expired", {"days": days, "reply": reply})
 
 
 # --- the postmaster's word ------------------------------------------------------------------------------------------

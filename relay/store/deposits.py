@@ -14,6 +14,7 @@ from sqlite_utils import Database
 from relay.store import connections
 from relay.store.connections import Connection
 from relay.store.database import one, rows
+from relay.store.delivery import revive_twins
 from relay.store.events import Event, write
 from relay.store.intake import came_from, reason_facts, reason_text, twins
 from rules import deposit
@@ -122,6 +123,7 @@ def _replace_pending(db: Database, new: NewDeposit) -> Reason | None:
             (reason_text(gone), new.at, delivery),
         )
         write(db, new.at, "run", [Event("replaced", delivery=delivery, detail={"by": new.delivery})])
+        revive_twins(db, delivery, new.at, "run")
     return held
 
 

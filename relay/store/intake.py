@@ -169,8 +169,8 @@ def came_from(db: Database, hashes: Sequence[str], origins: frozenset[str]) -> b
     """Did a document with one of these hashes come from one of these domains?"""
     if not hashes or not origins:
         return False
-    sql = f"""SELECT 1 FROM document WHERE sha256 IN ({marks(hashes)}) AND origin <> '' AND origin IN ({marks(list(origins))})
-    LIMIT 1"""
+    sql = f"""SELECT 1 FROM document WHERE origin <> '' AND sha256 IN ({marks(hashes)})
+    AND origin IN ({marks(list(origins))}) LIMIT 1"""
     return one(db, sql, (*hashes, *origins)) is not None
 
 

@@ -26,11 +26,8 @@ def digest(data: bytes) -> str:
 
 def document(size: int = 0) -> bytes:
     """A PDF unlike any other, of about `size` bytes."""
-    label = f"Facture {next(_serial)}"
-    if size < 2000:
-        return pdf(label)
-    whole = pdf_of_size(size)
-    return whole[:-6].replace(b"Facture 0231", label.encode()) + whole[-6:]
+    label = f"Facture no {next(_serial)}"
+    return pdf_of_size(size).replace(b"Facture 0231", label.encode()) if size else pdf(label)
 
 
 @dataclass(slots=True)

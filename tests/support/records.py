@@ -12,7 +12,6 @@ from relay.store.delivery import Order, Pace
 from relay.store.intake import Accepted, NewDelivery, NewDocument, NewMessage, NewRecipient
 from rules.bounce import Bounce
 from rules.lifecycle import State
-from rules.replies import Reason
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 PACE = Pace(every=timedelta(minutes=15), warn_after=timedelta(hours=4))
@@ -58,6 +57,7 @@ def mail(
             body="7bit",
             spool=f"s/seg/0/{5000}",
             origin=origin,
+            foreign=False,
         ),
         recipients=tuple(NewRecipient(rcpt(t), rcpt(t), "relay", "meg") for t in targets),
         documents=made,
@@ -94,11 +94,3 @@ def rcpt(target: str) -> str:
 def order(at: datetime = NOON, *, why: str = "parce que") -> Order:
     due = clock.stamp(at + timedelta(minutes=15))
     return Order("postmaster", why, clock.stamp(at), due_at=due, expires_at=clock.stamp(at + timedelta(days=5)))
-
-
-def held(reason: Reason, accepted: Accepted) -> Accepted:
-    """The same mail, its deliveries held from the start, as a rule holds them."""
-    from dataclasses import replace
-
-    deliveries = tuple(replace(d, state=State.HELD, reason=reason) for d in accepted.deliveries)
-    return replace(accepted, deliveries=deliveries)
