@@ -62,7 +62,7 @@ class Intake:
 
     def disk_is_low(self) -> bool:
         """Asked at MAIL; the answer is kept for a second."""
-        now = clock.now().timestamp()
+        now = asyncio.get_running_loop().time()  # a clock that is never put back
         if now > self._free_until:
             self._full = min(self.spool.free()) < LEAST_FREE
             self._free_until = now + 1

@@ -160,6 +160,12 @@ def deposit(document: Enclosed, letter: Letter) -> Composed:
     return Composed(header, part, closing, len(header) + len(part) + encoded_size(document.size) + len(closing))
 
 
+def addressed(block: bytes, recipient: str) -> bytes:
+    """The header block of a deposit, to `recipient`: its connection may have been given another address meanwhile."""
+    to = _field("To", f"<{_address(recipient)}>")
+    return re.sub(rb"(?m)^To: <[^>]*>\r\n", lambda _: to, block, count=1)
+
+
 def _attachment(media_type: str, name: str) -> Iterator[bytes]:
     sound = re.fullmatch(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+", media_type, re.I)
     composite = media_type.lower().startswith(("multipart/", "message/"))  # RFC 2045 §6.4: may not be base64

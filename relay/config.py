@@ -6,6 +6,7 @@ Knows alone: the settings, their defaults and their units. Relative paths are re
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -238,15 +239,11 @@ def _check(config: Config, top: _Place) -> None:
         access.networks(config.smtp.trusted_networks)
     except ValueError as error:
         raise at("smtp").error("trusted_networks", str(error), 'write networks like "192.0.2.0/24"') from None
+    if config.relay.postmaster:
+        _check_address(config.relay.postmaster, "postmaster", at("relay"))
     for endpoint in config.smtp.listen:
         _check_endpoint(endpoint, "listen", at("smtp"))
-    for endpoint in config.delivery.dns:
-        _check_endpoint(endpoint, "dns", at("delivery"), default_port=53)
-    for domain, endpoint in config.delivery.routes.items():
-        _check_endpoint(endpoint, domain, at("delivery.routes"), default_port=25)
-    for domain, policy in config.delivery.tls.items():
-        if policy not in ("opportunistic", "required"):
-            raise at("delivery.tls").error(domain, f"« {policy} » is not known", '"opportunistic" or "required"')
+    _check_delivery(config.delivery, at)
     if not config.run.every or timedelta(days=1) % config.run.every:
         raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
     if bool(config.smtp.certificate) != bool(config.smtp.key):
@@ -256,6 +253,22 @@ def _check(config: Config, top: _Place) -> None:
     except (ValueError, OSError, KeyError):
         problem = f"« {config.relay.timezone} » is not a time zone"
         raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
+
+
+def _check_delivery(delivery: Delivery, at: Callable[[str], _Place]) -> None:
+    _check_address(delivery.sender, "sender", at("delivery"))
+    for endpoint in delivery.dns:
+        _check_endpoint(endpoint, "dns", at("delivery"), default_port=53)
+    for domain, endpoint in delivery.routes.items():
+        _check_endpoint(endpoint, domain, at("delivery.routes"), default_port=25)
+    for domain, policy in delivery.tls.items():
+        if policy not in ("opportunistic", "required"):
+            raise at("delivery.tls").error(domain, f"« {policy} » is not known", '"opportunistic" or "required"')
+
+
+def _check_address(text: str, key: str, place: _Place) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._+=-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*", text):
+        raise place.error(key, f"« {text} » is not an address", 'write "name@example.org"')
 
 
 def _check_endpoint(text: str, key: str, place: _Place, *, default_port: int | None = None) -> None:

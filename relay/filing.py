@@ -6,6 +6,7 @@ crash between any two leaves the temporary, by which `ged` knows again what is a
 
 import asyncio
 import errno
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -57,6 +58,7 @@ class Filing:
         """Until cancelled. What a dead worker left half done goes back to waiting first."""
         at = clock.stamp(clock.now())
         await self._writer.write(lambda db, _: delivery.recover(db, "file", at))
+        await asyncio.to_thread(self._forget_temporaries, filings.latest(self._db))
         while True:
             self._wakeup.clear()
             while await self.file_due():
@@ -66,6 +68,11 @@ class Filing:
                     await self._wakeup.wait()
             except TimeoutError:
                 pass
+
+    def _forget_temporaries(self, latest: Sequence[tuple[str, str]]) -> None:
+        """A dead worker may have recorded what it filed, and no more."""
+        for id_, path in latest:
+            self._tree.forget_temporary(ged.recorded(id_, path))
 
     async def file_due(self) -> int:
         """Files what is due, one batch from each client; how many were tried."""

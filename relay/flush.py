@@ -18,6 +18,7 @@ from sqlite_utils import Database
 from relay import care, clock, log, scan
 from relay.commit import Writer
 from relay.config import Config
+from relay.directory import list_again
 from relay.dns import Resolver
 from relay.notice import Notices
 from relay.send import Sender
@@ -72,6 +73,7 @@ async def run(means: Means, horizon: datetime) -> int:
         log.recovered(recovered, 0)
     number = await writer.write(lambda db, _: delivery.begin_run(db, at))
     log.run_started(number)
+    await list_again(writer, config.ged.root)  # a client's folder may have been renamed
     scanner = scan.Scanner(config, means.ruleset, db=means.db, spool=means.spool, token_key=means.token_key)
     found = await scanner.scan(writer, deadline)
     sender = Sender(
@@ -107,6 +109,9 @@ async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
     for connection, doubt in found.doubts:
         reason = history(Reason("connection-doubt", {"doubt": doubt}), language)
         lines.append(f"- connexion {connection.id} ({connection.client}/{connection.folder}) : {reason}")
+    for connection, files in found.unsettled.values():
+        reason = history(Reason("unsettled"), language)
+        lines.append(f"- connexion {connection.id} ({connection.client}/{connection.folder}) : {files} × {reason}")
     for taken, outcome in sender.tally.told:
         told = await notices.tell_sender(taken, outcome)
         if not told and taken.route not in ("dsn", "warning"):

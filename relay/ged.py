@@ -181,7 +181,7 @@ class Tree:
         """
         if not re.fullmatch(r"[A-Za-z0-9-]+", delivery):
             raise ValueError(f"not the id of a delivery: {delivery!r}")
-        temporary = f".welyb-{delivery}.part"
+        temporary = _temporary(delivery)
         try:
             with self._open() as top, _made(top, folders) as (fd, place):
                 path = self._already_filed(fd, place, temporary)
@@ -489,6 +489,15 @@ def _fold(name: str) -> str:
     return (
         name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     )
+
+
+def recorded(delivery: str, path: str) -> Filed:
+    """What `file_document` gave for `delivery`, known again from the path that was recorded."""
+    return Filed(path, _join(_parent(path)[0], _temporary(delivery)))
+
+
+def _temporary(delivery: str) -> str:
+    return f".welyb-{delivery}.part"
 
 
 def _write_temporary(fd: int, temporary: str, chunks: Iterable[bytes], sha256: str) -> Damaged | None:

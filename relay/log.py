@@ -100,5 +100,9 @@ def connection_error(connection: int, why: str) -> None:
     _warn("connection-error", connection=connection, why=why)
 
 
+def unsettled(connection: int, files: int) -> None:
+    _warn("unsettled", connection=connection, files=files)
+
+
 def warned(delivery: str) -> None:
     _warn("waiting-too-long", delivery=delivery)

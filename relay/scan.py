@@ -24,7 +24,19 @@ from relay.store.connections import Connection
 from relay.store.deposits import Made, NewDeposit, add_deposit, apply_rows, shown_name
 from rules import address, attachment, deposit
 from rules.attachment import Content
-from rules.deposit import Deposit, Difference, Doubt, Empty, Known, Rejudge, Replace, Seen, Unsettled, Version
+from rules.deposit import (
+    Deposit,
+    Difference,
+    Doubt,
+    Empty,
+    EmptyWait,
+    Known,
+    Rejudge,
+    Replace,
+    Seen,
+    Unsettled,
+    Version,
+)
 from rules.replies import Reason
 from rules.ruleset import Rule, RuleSet
 
@@ -41,8 +53,8 @@ class Survey:
     root: deposit.Identity | None = None
 
     @property
-    def unsettled(self) -> bool:
-        return any(isinstance(decision, Unsettled) for decision in self.decisions)
+    def unsettled(self) -> int:
+        return sum(isinstance(decision, Unsettled) for decision in self.decisions)
 
 
 @dataclass(slots=True)
@@ -52,7 +64,7 @@ class Outcome:
     refused: int = 0
     held: int = 0
     duplicate: int = 0
-    unsettled: int = 0
+    unsettled: dict[int, tuple[Connection, int]] = field(default_factory=dict)  # by connection: how many at the end
     doubts: list[tuple[Connection, Doubt]] = field(default_factory=list)
 
 
@@ -76,6 +88,7 @@ class Scanner:
         self._db = db
         self._spool = spool
         self._token_key = token_key
+        self._empty: set[tuple[int, str]] = set()  # zero bytes for the first time in this run
 
     async def scan(self, writer: Writer, deadline: datetime) -> Outcome:
         """Every connection once, and those with files too young again until they have settled, or the time is up."""
@@ -84,17 +97,18 @@ class Scanner:
         # A file may need several looks to settle; one that never does is reported, not waited for.
         looks_end = min(deadline, clock.now() + 3 * self._config.run.settle)
         while open_:
-            outcome.unsettled = 0
-            again = []
+            outcome.unsettled = {}
             for connection in open_:
                 survey = await asyncio.to_thread(self.survey, connection)
                 await self._apply(writer, survey, outcome)
                 if survey.unsettled:
-                    again.append(connection)
-                    outcome.unsettled += sum(isinstance(d, Unsettled) for d in survey.decisions)
+                    outcome.unsettled[connection.id] = connection, survey.unsettled
+            again = [connection for connection, _ in outcome.unsettled.values()]
             open_ = again if clock.now() + timedelta(seconds=1) < looks_end else []
             if open_:
                 await asyncio.sleep(min(1.0, self._config.run.settle.total_seconds() / 2))
+        for connection, files in outcome.unsettled.values():
+            log.unsettled(connection.id, files)
         return outcome
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -112,6 +126,10 @@ class Scanner:
         times = {"now_ns": time.time_ns(), "settle_ns": int(self._config.run.settle.total_seconds() * 1e9)}
         hashes = {path: sha for path in deposit.questions(difference, **times) if (sha := _hash(tree, path))}
         decisions = deposit.decide(difference, hashes, **times)
+        # A second look within the run is not the following run that zero bytes wait for.
+        decisions = tuple(
+            d for d in decisions if not (isinstance(d, Empty) and (connection.id, d.seen.path) in self._empty)
+        )
         departed = sum(isinstance(decision, deposit.Departed) for decision in decisions)
         doubt = deposit.doubt(connection.root, before, known=known_count, seen=seen_count, departed=departed)
         if connection.accepted:
@@ -135,9 +153,10 @@ class Scanner:
 
     def _compare(self, connection: Connection, tree: ged.Tree) -> tuple[Difference, int, int] | None:
         """(what differs, rows known, files seen); None where the tree went away meanwhile."""
-        number, gaps = connection.id, _Gaps()
-        left = set(connections.folders(self._db, number))
-        for found in tree.scan(self._nested(connection)):
+        number, gaps = connection.id, _Gaps(self._nested(connection))
+        # What we know of a folder that now has a connection of its own stays as it is, for when that one is removed.
+        left = {folder for folder in connections.folders(self._db, number) if not _is_within(folder, gaps.nested)}
+        for found in tree.scan(gaps.nested):
             if isinstance(found, ged.GedAway):
                 return None
             if isinstance(found, ged.Unreadable):
@@ -179,7 +198,7 @@ class Scanner:
         """A file that had zero bytes is looked at again though nothing of it changed."""
         already = {row.path for row, _ in gaps.changed} | {row.path for row in gaps.gone}
         for row in connections.aside(self._db, number, "empty"):
-            seen = tree.look(row.path) if row.path not in already else None
+            seen = None if row.path in already or _is_within(row.path, gaps.nested) else tree.look(row.path)
             if seen is not None:
                 gaps.changed.append((row, seen))
 
@@ -209,6 +228,7 @@ class Scanner:
         if connection.accepted and survey.root is not None:
             root = survey.root
             await writer.write(lambda db, _: connections.adopt(db, connection.id, root))
+        self._empty |= {(connection.id, d.seen.path) for d in survey.decisions if isinstance(d, EmptyWait)}
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def take(decision: deposit.Decision) -> Made | None:
@@ -317,7 +337,7 @@ class Scanner:
     def _foresee(self, connection: Connection, decision: deposit.Decision, target: str) -> Iterator[Verdict]:
         rule = self._ruleset.named(connection.application)
         if isinstance(decision, Unsettled):
-            yield Verdict(decision.seen.path, connection.client, target, "unsettled")
+            yield Verdict(shown_name(decision.seen), connection.client, target, "unsettled", Reason("unsettled"))
         if not isinstance(decision, _TAKEN) or rule is None:
             return
         seen, _ = _parts(decision)
@@ -348,6 +368,7 @@ _TAKEN = (Deposit, Version, Replace, Rejudge, Empty)
 class _Gaps:
     """A comparison under way."""
 
+    nested: frozenset[str]
     gone: list[Known] = field(default_factory=list)
     changed: list[tuple[Known, Seen]] = field(default_factory=list)
     new: list[Seen] = field(default_factory=list)
@@ -359,6 +380,10 @@ class _Gaps:
 def _parts(decision: deposit.Decision) -> tuple[Seen, Known | None]:
     assert isinstance(decision, _TAKEN)
     return decision.seen, None if isinstance(decision, Deposit) else decision.known
+
+
+def _is_within(path: str, folders: frozenset[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _hash(tree: ged.Tree, path: str) -> str | None:

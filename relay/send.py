@@ -258,7 +258,8 @@ class Sender:
 
     def _prefix(self, taken: Claimed, block: bytes) -> bytes:
         if taken.message is None:
-            return block  # of our own making
+            # Of our own making. A deposit may have been readdressed since; a report or a warning has no `recipient`.
+            return compose.addressed(block, taken.target) if taken.recipient else block
         received = compose.Received(
             hostname=self._config.relay.hostname,
             domain=self._config.relay.domain,

@@ -105,7 +105,7 @@ class Spool:
         try:
             return os.open(folder / name, _NEW_FILE, 0o600)
         except FileNotFoundError:  # a run in another process took the empty folder away
-            self._days.remove(day)
+            self._days.discard(day)
             return self.create(day, name)
 
     def sync_day(self, day: str) -> None:

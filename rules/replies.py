@@ -241,6 +241,10 @@ HISTORY: dict[str, tuple[str, str]] = {
         "Connected folder in doubt ({doubt}): nothing is concluded from it. See that its disk is mounted; "
         "if it is right as it is: connections accept.",
     ),
+    "unsettled": (
+        "Encore en cours d'écriture : regardé de nouveau au prochain passage.",
+        "Still being written: looked at again by the next run.",
+    ),
     # why a part of a mail is not a document
     "skip-text": ("texte du message", "text of the message"),
     "skip-signature": ("signature électronique", "digital signature"),

@@ -109,7 +109,7 @@ def _filter(**given: Any) -> "Filter":
 
     states = [name for text in given["states"] for name in text.split(",") if name]
     for name in states:
-        if name not in set(State) | set(STATUS.values()) | {"modified"}:
+        if name not in {*State, *STATUS.values(), "modified", "baseline"}:
             raise click.BadParameter(t(f"état inconnu : {name}", f"no such state: {name}"), param_hint="--state")
     meant = [state for name in states for state in _states(name)]
     return Filter(**{**given, "states": tuple(meant), "since": _since(given["since"]), "ids": tuple(given["ids"])})
@@ -119,9 +119,7 @@ def _states(name: str) -> Sequence[str]:
     """The states behind a name: a state, or a status as the firm sees it."""
     from relay.store.listing import STATUS
 
-    if name in set(State):
-        return [name]
-    return ["held"] if name == "modified" else [state for state, status in STATUS.items() if status == name]
+    return [name, *(state for state, status in STATUS.items() if status == name and state != name)]
 
 
 def _since(text: str) -> str:

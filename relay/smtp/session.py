@@ -123,6 +123,7 @@ class Session(SMTP):
             if start > MAX_LINE:
                 del self._input[:-1]
                 start = 1
+                self._resume()
             await self._more()
         line = bytes(self._input[:end])
         del self._input[: end + 1]
@@ -211,8 +212,9 @@ class Session(SMTP):
         return await verb(argument)
 
     def stop(self) -> None:
-        """The relay stops: mail data in progress is finished, then 421."""
-        if self._reception is None and self._transaction is None:
+        """The relay stops: mail data in progress is finished and answered, then 421."""
+        idle = self._wakeup is not None and not self._wakeup.done()
+        if idle and self._reception is None and self._transaction is None:
             self._say(replies.SHUTDOWN)
             self._close()
 
@@ -402,15 +404,16 @@ class Session(SMTP):
         self._drop_mail()
         self._helo = ""
         self._input.clear()  # RFC 3207 §4.2: what came before the handshake is not to be believed
+        # Not after it: by then the client's first command may have come, in one packet with its handshake's end.
         await super().smtp_STARTTLS("")
-        self._input.clear()
         return None
 
 
 @lru_cache(maxsize=1)
 def _findings(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
     """What aiosmtpd's constructor sets on a session, but for the streams."""
-    streams = vars(asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop))
+    # With a callback, as in the session: only then does the protocol hold its reader (_strong_reader).
+    streams = vars(asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), lambda *_: None, loop))
     return {name: value for name, value in vars(SMTP(None, loop=loop)).items() if name not in streams}
 
 

@@ -85,9 +85,29 @@ def add(db: Database, new: Connection, baseline: Iterable[tuple[str, Sequence[En
 def remove(db: Database, old: Connection, *, at: str, actor: str, why: str) -> None:
     """Disconnects; what is queued still goes, and the rows of its inventory go with it. In a transaction."""
     db.conn.execute("UPDATE connection SET removed_at = ?, state = 'removed' WHERE id = ?", (at, old.id))
+    _bequeath(db, old)
     db.conn.execute("DELETE FROM inventory WHERE connection = ?", (old.id,))
     write(db, at, actor, [Event("disconnected", detail={"connection": old.id, "client": old.client, "why": why})])
     touch(db)
+
+
+def _bequeath(db: Database, old: Connection) -> None:
+    """A connection around the one removed takes its folder back: what is there is baseline to it, or it would all go."""
+    around = [
+        other
+        for other in connections(db, old.client)
+        if other.application == old.application and (not other.folder or old.folder.startswith(f"{other.folder}/"))
+    ]
+    if not around:
+        return
+    nearest = max(around, key=lambda other: len(other.folder))
+    below = old.folder.removeprefix(nearest.folder).lstrip("/")
+    db.conn.execute(
+        """INSERT OR REPLACE INTO inventory (connection, folder, name, device, inode, size, mtime_ns, ctime_ns, sha256, role)
+        SELECT ?, rtrim(? || '/' || folder, '/'), name, device, inode, size, mtime_ns, ctime_ns, sha256,
+          CASE role WHEN 'document' THEN 'baseline' ELSE role END FROM inventory WHERE connection = ?""",
+        (nearest.id, below, old.id),
+    )
 
 
 def readdress(db: Database, old: Connection, to: Pair, *, at: str, actor: str, why: str) -> int:
@@ -99,8 +119,9 @@ def readdress(db: Database, old: Connection, to: Pair, *, at: str, actor: str, w
     )
     domain = collector.rpartition("@")[2].lower()
     moved = db.conn.execute(
-        "UPDATE delivery SET target = ?, domain = ? WHERE connection = ? AND state IN ('waiting', 'held')",
-        (collector, domain, old.id),
+        """UPDATE delivery SET target = ?, domain = ?, route = ?, recipient = ?
+        WHERE connection = ? AND state IN ('waiting', 'held')""",
+        (collector, domain, to.rule.name, to.welyb, old.id),
     ).rowcount
     db.conn.execute(
         """UPDATE delivery_document SET target = ? WHERE delivery IN

@@ -190,7 +190,8 @@ def record(db: Database, taken: Claimed, result: Result, *, run: int, now: datet
     sources, state = TRANSITIONS[change]
     at = clock.stamp(now)
     finished = at if state in lifecycle.FINAL else None
-    warn = int(change is Change.DEFER and bool(schedule.warn or result.warn) and not taken.warned)
+    late = bool(schedule.warn or result.warn) and not taken.warned
+    warn = int(change is Change.DEFER and late and taken.route != "warning")  # else it would warn of itself for ever
     done = db.conn.execute(
         f"""UPDATE delivery SET state = ?, reason = ?, finished_at = ?, due_at = ?, reply = ?, mx = ?, tls = ?,
         uncertain = uncertain | ?, warned = warned | ?, target = CASE WHEN ? = '' THEN target ELSE ? END
@@ -233,9 +234,7 @@ class PutOff:
 _DUE_THERE = "kind = 'send' AND domain = ? AND state = 'waiting' AND due_at <= ? AND (claim IS NULL OR claim <> ?)"
 
 
-def defer_domain(
-    db: Database, domain: str, *, run: int, horizon: str, reply: str, now: datetime, pace: Pace
-) -> PutOff:
+def defer_domain(db: Database, domain: str, *, run: int, horizon: str, reply: str, now: datetime, pace: Pace) -> PutOff:
     """The host is away: all that is due for it waits without an attempt, one probe a run being enough.
 
     What has waited its time is given up here too. Inside a transaction.
@@ -244,7 +243,7 @@ def defer_domain(
     found = rows(db, f"SELECT id FROM delivery WHERE {_DUE_THERE} AND expires_at <= ?", (*key, at))
     given_up = tuple(_given_up(db, row[0], run=run, reply=reply, at=at) for row in found)
     since = clock.stamp(now - pace.warn_after)
-    late = f"SELECT id FROM delivery WHERE {_DUE_THERE} AND warned = 0 AND created_at <= ?"
+    late = f"SELECT id FROM delivery WHERE {_DUE_THERE} AND warned = 0 AND created_at <= ? AND route <> 'warning'"
     warned = tuple(str(row[0]) for row in rows(db, late, (*key, since)))
     db.conn.executemany("UPDATE delivery SET warned = 1 WHERE id = ?", [(id_,) for id_ in warned])
     write(db, at, "run", [Event("warned", delivery=id_) for id_ in warned])

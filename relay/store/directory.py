@@ -97,6 +97,10 @@ def merge_listing(db: Database, root: str, folders: Sequence[Folder], at: str) -
         renamed = client.identity in there and slug not in by_slug
         if renamed:
             db.conn.execute("DELETE FROM client WHERE slug = ?", (slug,))
+            new = next(other for other, found in by_slug.items() if found[0].identity == client.identity)
+            db.conn.execute(
+                "UPDATE OR IGNORE connection SET client = ? WHERE client = ? AND removed_at IS NULL", (new, slug)
+            )
         elif slug not in by_slug and client.state != "added":
             db.conn.execute("UPDATE client SET state = 'gone' WHERE slug = ?", (slug,))
     set_meta(db, CLIENTS_LISTED, at)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlite_utils import Database
 
 from relay.mime import Span
-from relay.store.database import one
+from relay.store.database import one, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +36,11 @@ def of(db: Database, delivery: str) -> Filing | None:
         return None
     spans = tuple(Span(*span) for span in json.loads(row[3]))
     return Filing(row[0], row[1], row[2], spans, row[4], row[5], row[6])
+
+
+def latest(db: Database) -> list[tuple[str, str]]:
+    """(delivery, path) of what was filed last: a worker that died may have left the temporary of one."""
+    sql = """SELECT d.id, d.target FROM event e JOIN delivery d ON d.id = e.delivery
+    WHERE e.id > (SELECT max(id) FROM event) - 1000 AND e.event = 'filed' AND d.state = 'filed'
+    ORDER BY e.id DESC LIMIT 20"""
+    return [(str(delivery), str(path)) for delivery, path in rows(db, sql)]

@@ -15,12 +15,16 @@ from relay.store.database import marks, rows
 from rules.lifecycle import State
 
 Record = dict[str, Any]
+MODIFIED = '{"code": "modified"'  # how the reason of a version begins (relay.store.intake.reason_text)
 CHUNK = 1000  # rows read at a time, so that a long listing is never held whole
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Empty fields do not narrow. `since` is a stamp; `after` the last id of the page before."""
+    """Empty fields do not narrow. `since` is a stamp; `after` the last id (of documents: the last key) of the page before.
+
+    `states` may hold "modified" and, for documents, "skipped" and "baseline", which no delivery is in.
+    """
 
     states: tuple[str, ...] = ()
     client: str = ""
@@ -46,7 +50,8 @@ def where(wanted: Filter) -> tuple[str, list[object]]:
         parameters.extend(values)
 
     if wanted.states:
-        add(f"d.state IN ({marks(wanted.states)})", *wanted.states)
+        modified = f" OR (d.state = 'held' AND d.reason LIKE '{MODIFIED}%')" if "modified" in wanted.states else ""
+        add(f"(d.state IN ({marks(wanted.states)}){modified})", *wanted.states)
     if wanted.client:
         add("d.client = ? AND d.client <> ''", wanted.client)
     if wanted.collector:
@@ -72,7 +77,11 @@ FROM delivery d LEFT JOIN message m ON m.id = d.message"""
 
 def queue(db: Database, wanted: Filter) -> Iterator[Record]:
     """Deliveries, newest first. `reason` is the stored JSON, for the reader's language to be put to."""
-    yield from _pages(db, _QUEUE, "d.id", wanted)
+    condition, parameters = where(wanted)
+    if wanted.after:
+        condition, parameters = f"({condition}) AND d.id < ?", [*parameters, wanted.after]
+    sql = f"{_QUEUE} WHERE {condition} ORDER BY d.id DESC LIMIT ?"
+    yield from _records(db, sql, [*parameters, -1 if wanted.limit is None else wanted.limit])
 
 
 _DOCUMENTS = """
@@ -86,11 +95,39 @@ LEFT JOIN connection c ON c.id = f.connection"""
 def documents(db: Database, wanted: Filter) -> Iterator[Record]:
     """One row per document and destination, then what was skipped and what was never sent, as the firm sees it."""
     left = wanted.limit
-    for row in _pages(db, _DOCUMENTS, "d.id || '/' || f.id", wanted):
-        left = left - 1 if left is not None else None
-        yield row
-    if not wanted.states and not wanted.collector:
-        yield from _aside(db, wanted, left)
+    start, after = _place(db, wanted.after)
+    for number, section in enumerate((_delivered, _skipped, _baseline)):
+        if number < start or left == 0:
+            continue
+        for row in section(db, wanted, after if number == start else (), left):
+            left = None if left is None else left - 1
+            yield row
+
+
+def _place(db: Database, after: str) -> tuple[int, tuple[object, ...]]:
+    """The section in which a page begins, and the row it comes after: told by a key, or by a document's id alone."""
+    if not after:
+        return 0, ()
+    if after.startswith(BASELINE):
+        number, _, path = after.removeprefix(BASELINE).partition("/")
+        folder, _, name = path.rpartition("/")
+        return 2, (int(number) if number.isdecimal() else 0, folder, name)
+    if "/" in after:
+        return 0, tuple(after.split("/", 1))
+    found = rows(db, "SELECT skipped FROM document WHERE id = ?", (after,))
+    if found and found[0][0] is not None:
+        return 1, (after,)
+    last = rows(db, "SELECT min(delivery) FROM delivery_document WHERE document = ?", (after,))[0][0]
+    return 0, (last, after) if last else (after, "")
+
+
+def _delivered(db: Database, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
+    condition, parameters = where(wanted)
+    if after:
+        condition = f"({condition}) AND d.id <= ? AND (d.id < ? OR f.id < ?)"
+        parameters += [after[0], *after]
+    sql = f"{_DOCUMENTS} WHERE {condition} ORDER BY d.id DESC, f.id DESC LIMIT ?"
+    yield from _records(db, sql, [*parameters, -1 if left is None else left])
 
 
 _SKIPPED = """
@@ -99,32 +136,39 @@ SELECT f.id, '' AS delivery, f.name, f.type, f.sha256, f.size, '' AS client, '' 
   f.id AS key, 0 AS uncertain
 FROM document f LEFT JOIN message m ON m.id = f.message WHERE f.skipped IS NOT NULL"""
 
-_BASELINE = """
-SELECT '' AS id, '' AS delivery, i.name, '' AS type, coalesce(i.sha256, '') AS sha256, i.size, c.client, c.folder AS top,
-  i.folder AS folder, '' AS kind, 'baseline' AS state, c.collector_address AS collector, '' AS origin, NULL AS reason,
-  c.activated_at AS deposited_at, NULL AS finished_at, NULL AS skipped, '' AS path, '' AS flags, i.name AS key,
-  0 AS uncertain
+
+def _skipped(db: Database, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
+    if wanted.client or wanted.collector or (wanted.states and "skipped" not in wanted.states):
+        return
+    sender = " AND m.sender = ?" if wanted.sender else ""
+    since = " AND f.deposited_at >= ?" if wanted.since else ""
+    ids = f" AND (f.id IN ({marks(wanted.ids)}) OR f.message IN ({marks(wanted.ids)}))" if wanted.ids else ""
+    values = [v for v in (wanted.sender, wanted.since) if v]
+    sql = f"{_SKIPPED}{sender}{since}{ids}{' AND f.id < ?' if after else ''} ORDER BY f.id DESC LIMIT ?"
+    yield from _records(db, sql, [*values, *wanted.ids, *wanted.ids, *after, -1 if left is None else left])
+
+
+BASELINE = "baseline:"  # what the keys of files that are never sent begin with
+
+_BASELINE = f"""
+SELECT '{BASELINE}' || i.connection || '/' || i.folder || '/' || i.name AS id, '' AS delivery, i.name, '' AS type,
+  coalesce(i.sha256, '') AS sha256, i.size, c.client, trim(c.folder || '/' || i.folder, '/') AS folder, '' AS kind,
+  'baseline' AS state, c.collector_address AS collector, '' AS origin, NULL AS reason, c.activated_at AS deposited_at,
+  NULL AS finished_at, NULL AS skipped, '' AS path, '' AS flags,
+  '{BASELINE}' || i.connection || '/' || i.folder || '/' || i.name AS key, 0 AS uncertain
 FROM inventory i JOIN connection c ON c.id = i.connection
 WHERE i.role = 'baseline' AND c.removed_at IS NULL"""
 
 
-def _aside(db: Database, wanted: Filter, left: int | None) -> Iterator[Record]:
-    if wanted.after and "/" in wanted.after:
+def _baseline(db: Database, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
+    if wanted.sender or wanted.since or wanted.ids or (wanted.states and "baseline" not in wanted.states):
         return
-    limit = -1 if left is None else max(left, 0)
-    if not wanted.client:
-        sender = " AND m.sender = ?" if wanted.sender else ""
-        since = " AND f.deposited_at >= ?" if wanted.since else ""
-        ids = f" AND (f.id IN ({marks(wanted.ids)}) OR f.message IN ({marks(wanted.ids)}))" if wanted.ids else ""
-        values = [v for v in (wanted.sender, wanted.since) if v]
-        sql = f"{_SKIPPED}{sender}{since}{ids} ORDER BY f.id DESC LIMIT ?"
-        yield from _records(db, sql, [*values, *wanted.ids, *wanted.ids, limit])
-    if not wanted.sender and not wanted.since and not wanted.ids:
-        client = " AND c.client = ?" if wanted.client else ""
-        values = [wanted.client] if wanted.client else []
-        yield from _records(
-            db, f"{_BASELINE}{client} ORDER BY i.connection, i.folder, i.name LIMIT ?", [*values, limit]
-        )
+    client = " AND c.client = ?" if wanted.client else ""
+    collector = " AND c.collector_address = ?" if wanted.collector else ""
+    values = [v for v in (wanted.client, wanted.collector) if v]
+    page = " AND (i.connection, i.folder, i.name) > (?, ?, ?)" if after else ""
+    sql = f"{_BASELINE}{client}{collector}{page} ORDER BY i.connection, i.folder, i.name LIMIT ?"
+    yield from _records(db, sql, [*values, *after, -1 if left is None else left])
 
 
 STATUS = {
@@ -144,7 +188,7 @@ STATUS = {
 
 def status(row: Record) -> str:
     """What the firm sees: « validé » if and only if the next hop accepted it and no failure report withdrew it."""
-    if row["state"] == State.HELD and '"modified"' in (row["reason"] or ""):
+    if row["state"] == State.HELD and (row["reason"] or "").startswith(MODIFIED):
         return "modified"
     return STATUS.get(row["state"], str(row["state"]))
 
@@ -180,14 +224,19 @@ def trace(db: Database, query: str) -> list[Record]:
     return story + _refusals(db, query)
 
 
+_REFUSALS = """
+SELECT at, 'smtp' AS actor, 'refused' AS event, id AS message, NULL AS document, NULL AS delivery, sender, recipients,
+  documents, reply FROM refusal
+WHERE id = :query OR sender = :query OR message_id IN (:query, :bare)
+  OR EXISTS (SELECT 1 FROM json_each(recipients) WHERE value = :query OR instr(value, '+' || :query || '@'))
+  OR EXISTS (SELECT 1 FROM json_each(documents) WHERE lower(:query) = value ->> '$.sha256' OR :query = value ->> '$.name')
+ORDER BY at"""
+
+
 def _refusals(db: Database, query: str) -> list[Record]:
     """Refused mails answer "where is this invoice?" too."""
-    like = f"%{json.dumps(query, ensure_ascii=False)[1:-1]}%"
-    sql = """SELECT at, 'smtp' AS actor, 'refused' AS event, id AS message, NULL AS document, NULL AS delivery, sender,
-      recipients, documents, reply FROM refusal WHERE id = ? OR sender = ? OR message_id IN (?, ?) OR documents LIKE ?
-      OR recipients LIKE ? ORDER BY at"""
     found = []
-    for row in _records(db, sql, (query, query, query, f"<{query}>", like, like)):
+    for row in _records(db, _REFUSALS, {"query": query, "bare": f"<{query}>"}):
         detail = {"sender": row.pop("sender"), "reply": row.pop("reply")}
         detail |= {"recipients": json.loads(row.pop("recipients")), "documents": json.loads(row.pop("documents"))}
         found.append({**row, "detail": detail})
@@ -238,17 +287,7 @@ def attempts_of(db: Database, run: int) -> list[Record]:
     return list(_records(db, sql, (run,)))
 
 
-def _pages(db: Database, select: str, key: str, wanted: Filter) -> Iterator[Record]:
-    condition, parameters = where(wanted)
-    if wanted.after:
-        condition, parameters = f"({condition}) AND {key} < ?", [*parameters, wanted.after]
-    limit = -1 if wanted.limit is None else wanted.limit
-    # The outer key keeps the order an index has; a concatenated one only breaks ties within a delivery.
-    order = "d.id DESC" if key == "d.id" else "d.id DESC, f.id DESC"
-    yield from _records(db, f"{select} WHERE {condition} ORDER BY {order} LIMIT ?", [*parameters, limit])
-
-
-def _records(db: Database, sql: str, parameters: Sequence[object]) -> Iterator[Record]:
+def _records(db: Database, sql: str, parameters: Sequence[object] | dict[str, object]) -> Iterator[Record]:
     cursor = db.conn.execute(sql, parameters)
     names = [column[0] for column in cursor.description]
     while found := cursor.fetchmany(CHUNK):

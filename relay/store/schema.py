@@ -68,6 +68,7 @@ CREATE INDEX document_by_hash ON document (sha256);
 CREATE INDEX document_by_origin ON document (sha256, origin) WHERE origin <> '';
 CREATE INDEX document_by_name ON document (name);
 CREATE INDEX document_by_message ON document (message) WHERE message IS NOT NULL;
+CREATE INDEX document_skipped ON document (id) WHERE skipped IS NOT NULL;
 CREATE TABLE delivery (
     id TEXT PRIMARY KEY,
     message TEXT REFERENCES message,   -- NULL for a deposit

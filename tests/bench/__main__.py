@@ -97,7 +97,7 @@ def rounds(given: argparse.Namespace, servers: list[Server], sink: Sink) -> list
                 except BenchError as error:
                     print(f"{server.name}, {case.what} {case.label}: {error}", file=sys.stderr, flush=True)
                     continue
-                found.append({**head, "is_time": case.is_time, **facts})
+                found.append({**head, "unit": case.unit, **facts})
                 print(
                     f"{number} {case.what:8} {case.label:36} {server.name:17} {facts['value']:9.2f} "
                     f"{facts['cpu_ms']:8.2f} ms CPU, {facts['pss_mb']:.0f} MB, others {facts['others']:.2f}",

@@ -24,13 +24,13 @@ PATIENCE = 180  # seconds for a queue to be sent
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One cell of a table: `needs` is what a server must be able to do. `value` is a rate, or seconds in a `time`."""
+    """One cell of a table. `needs` is what a server must be able to do; `unit` is of the value: "/s", "s" or "MB"."""
 
     what: str
     label: str
     measure: Callable[[Server, Sink], Facts]
     needs: str
-    is_time: bool = False
+    unit: str = "/s"
     key: tuple[str, int] = ("", 0)  # size and connections, for the quick bench to choose by
 
 
@@ -60,6 +60,17 @@ def accept(size: str, connections: int, *, per_connection: int = 1, bdat: bool =
     return Case("accept", label, measure, "bdat" if bdat else "accept", key=(size, connections))
 
 
+def memory() -> Case:
+    """MB of PSS of all its processes while 50 documents of 10 MB come in at once."""
+    taking = accept("13.7 MB", 50)
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        facts = taking.measure(server, sink)
+        return {**facts, "value": facts["pss_mb"]}
+
+    return Case("memory", "50 connections × 13.7 MB in flight", measure, "accept", unit="MB", key=("13.7 MB", 50))
+
+
 def fill(server: Server, messages: int, size: int) -> None:
     """Into a queue that is kept, whatever it takes."""
     Load(bytes=size, connections=4, messages=messages, per_connection=50, recipient=server.recipient).send(server.port)
@@ -78,7 +89,7 @@ def drain(size: str) -> Case:
             begun = time.monotonic()
             server.flush()
             came = received(program, PATIENCE)
-        return _sent(came, begun, count, meter) | {"run_s": getattr(server, "last_run_s", None)}
+        return _sent(came, begun, count, meter) | server.last_run
 
     return Case("drain", f"{count} × {size}", measure, "drain", key=(size, 0))
 
@@ -119,7 +130,7 @@ def listing() -> Case:
             times = [_timed(server) for _ in range(3)]
         return {**meter.facts, "value": min(times), "cpu_ms": 1e3 * meter.facts["cpu_s"] / 3}
 
-    return Case("list", f"{LISTED} queued, whole", measure, "list", is_time=True, key=("20 KB", 0))
+    return Case("list", f"{LISTED} queued, whole", measure, "list", unit="s", key=("20 KB", 0))
 
 
 def _timed(server: Server) -> float:
@@ -138,7 +149,7 @@ def cases(*, quick: bool) -> list[Case]:
     chosen += [accept("20 KB", count, per_connection=0, seconds=seconds) for count in (1, 10, 50)]
     chosen += [accept("13.7 MB", 10, bdat=True, seconds=seconds)]
     chosen += [make(size) for make in (drain, through) for size in DRAINS]
-    chosen.append(listing())
+    chosen += [listing(), memory()]
     if quick:
         return [case for case in chosen if case.what != "accept" or case.key in (("20 KB", 10), ("13.7 MB", 10))]
     return chosen

@@ -15,7 +15,7 @@ COLOURS = {
     "aiosmtpd": "#c7b8d6",
 }
 WIDTH, LEFT, RIGHT, BAR, GAP = 860, 250, 150, 13, 14
-CHOSEN = ("accept", "drain", "through", "list")
+CHOSEN = ("accept", "drain", "through", "list", "memory")
 
 
 def svg(results: dict[str, Any]) -> str:
@@ -35,8 +35,7 @@ def svg(results: dict[str, Any]) -> str:
             length = max(times * scale, 1)
             colour = COLOURS.get(name, "#999")
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{colour}"/>')
-            unit = " s" if runs[0]["is_time"] else "/s"
-            label = f"{name} {number(median(runs, 'value'))}{unit} ({times:.1f}×)"
+            label = f"{name} {number(median(runs, 'value'))} {runs[0]['unit']} ({times:.1f}×)"
             parts.append(_text(LEFT + length + 5, y + BAR - 4, label, size=10))
             y += BAR
         y += GAP

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from relay import clock
 from tests.bench.server import Mode, Place, Server
 from tests.support.relay import Relay, command
 
@@ -40,7 +41,7 @@ class Ours(Server):
 
     def lay_out(self, folder: Path) -> Relay:
         """Settings and keys under `folder`."""
-        routes = {"factures-meg.fr": f"127.0.0.1:{self.place.sink_port}"}
+        routes = dict.fromkeys(("factures-meg.fr", "achats.factures-meg.fr"), f"127.0.0.1:{self.place.sink_port}")
         self.relay = Relay(folder, {"delivery": {"routes": routes}}, under=self.group.prefix)
         self.port = self.relay.port
         if self.signed:
@@ -68,9 +69,11 @@ class Ours(Server):
         return said
 
     def flush(self) -> None:
-        self.run_now()
+        run = self.run_now()
+        spent = clock.instant(run["finished_at"]) - clock.instant(run["started_at"])
+        self.last_run = {"run_s": spent.total_seconds()}
 
     def listing(self) -> Sequence[str]:
         assert self.relay is not None
-        return [*command(), "--config", str(self.relay.config), "queue", "list"]
+        return [*command(), "--config", str(self.relay.config), "queue", "list", "--json"]
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tests.bench.meter import Group
 from tests.bench.roots import Root, run
@@ -36,6 +36,7 @@ class Server:
         self.group = Group(self.name)
         self.program: Program | None = None
         self.folder = place.spool / self.name
+        self.last_run: dict[str, Any] = {}  # what it says itself of the last time it was flushed
 
     def prepare(self) -> None:
         """Once: whatever has to be installed."""

@@ -31,7 +31,8 @@ def ratio(cell: dict[str, list[Facts]], server: str, what: str) -> float | None:
     if not pairs:
         return None
     times = [ours / theirs for ours, theirs in pairs]
-    return 1 / statistics.median(times) if cell[server][0]["is_time"] else statistics.median(times)
+    more_is_better = cell[server][0]["unit"] == "/s"
+    return statistics.median(times) if more_is_better else 1 / statistics.median(times)
 
 
 def number(value: float) -> str:
@@ -54,7 +55,7 @@ def markdown(results: Facts) -> str:
 
 def _table(runs: list[Facts], what: str) -> list[str]:
     lines = [
-        "| case | server | per second | × Postfix | CPU ms | p50 ms | p99 ms | PSS MB | largest process MB |",
+        "| case | server | measured | × Postfix | CPU ms | p50 ms | p99 ms | PSS MB | largest process MB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (kind, case), cell in grouped(runs).items():
@@ -68,11 +69,10 @@ def _table(runs: list[Facts], what: str) -> list[str]:
 def _row(case: str, server: str, found: list[Facts], times: float | None) -> str:
     values = [run["value"] for run in found]
     spread = f" [{number(min(values))}, {number(max(values))}]" if len(values) > 1 else ""
-    unit = " s" if found[0]["is_time"] else ""
     shown = [
         case,
         server,
-        f"{number(statistics.median(values))}{unit}{spread}",
+        f"{number(statistics.median(values))} {found[0]['unit']}{spread}",
         f"{times:.2f}" if times else "",
         *(number(median(found, name)) if median(found, name) else "" for name in ("cpu_ms", "p50_ms", "p99_ms")),
         *(number(median(found, name)) if median(found, name) else "" for name in ("pss_mb", "pss_largest_mb")),

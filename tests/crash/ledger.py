@@ -44,10 +44,11 @@ class Letter:
 
 @dataclass
 class Ledger:
-    """Letters by Message-ID, deposits by SHA-256; several clients may write in it at once."""
+    """Letters by Message-ID, documents of the GED by SHA-256; several clients may write in it at once."""
 
     letters: dict[str, Letter] = field(default_factory=dict)
     deposits: dict[str, Path] = field(default_factory=dict)
+    baseline: set[str] = field(default_factory=set)  # there before its folder was connected: never sent
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def letter(self, *recipients: str, sizes: Sequence[int] = (0,)) -> Letter:
@@ -75,7 +76,7 @@ class Ledger:
         """Every document there is any business with."""
         with self._lock:
             letters = list(self.letters.values())
-            return {sha256 for letter in letters for sha256 in letter.documents} | set(self.deposits)
+            return {sha256 for letter in letters for sha256 in letter.documents} | set(self.deposits) | self.baseline
 
 
 def by_data(port: int, letter: Letter) -> bool:

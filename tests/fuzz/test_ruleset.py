@@ -55,7 +55,9 @@ def test_any_tables_are_a_rule_set_or_a_rule_error(tables: list[dict[str, str | 
 @st.composite
 def rule_sets(draw: st.DrawFn) -> RuleSet:
     """Rules of the kinds partners have: several prefixes, one the beginning of another, a placeholder anywhere."""
-    prefixes = draw(st.lists(st.lists(WORDS, min_size=1, max_size=3).map("+".join), min_size=1, max_size=4, unique=True))
+    prefixes = draw(
+        st.lists(st.lists(WORDS, min_size=1, max_size=3).map("+".join), min_size=1, max_size=4, unique=True)
+    )
     text = ""
     for i, prefix in enumerate(prefixes):
         head, tail = draw(st.sampled_from([("", ""), ("", "+ventes"), ("achat.", ""), ("invoice+", "")]))

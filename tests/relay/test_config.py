@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
 def test_the_rules_file_is_read_beside_the_settings(tmp_path: Path) -> None:
     settings = tmp_path / "relay.toml"
     settings.write_text('[relay]\nrules = "mine.toml"\n')
-    with pytest.raises(ConfigError, match=r"mine\.toml: cannot be read: .*Remedy: mend \[relay\] rules in .*relay.toml"):
+    with pytest.raises(ConfigError, match=r"mine\.toml: cannot be read: .*Remedy: mend \[relay\] rules in "):
         load_rules(load(settings))
     (tmp_path / "mine.toml").write_text('[rule.x]\naddress = "x"\nrelai = "a@b.fr"\n')
     with pytest.raises(RuleError, match=r"mine\.toml:3: \[rule\.x\] relai: unknown key"):
@@ -164,5 +164,5 @@ def test_the_port_of_a_resolver_or_a_route_goes_without_saying() -> None:
 
 @pytest.mark.parametrize("text", ["", ":25", "a:b", "[::1", "[x]:25", "::1", "a:25:26", "a b:25", "a:65536", "a"])
 def test_what_is_no_endpoint(text: str) -> None:
-    with pytest.raises(ValueError, match="^"):
+    with pytest.raises(ValueError):  # it says nothing more: the caller knows the key
         endpoint(text)

@@ -223,7 +223,7 @@ def test_the_101st_recipient_is_for_another_mail(door: Door) -> None:
         assert dialogue.data(mail(SENDER, MEG)).code == 250
 
 
-@pytest.mark.parametrize("length", [5000, 500_000])
+@pytest.mark.parametrize("length", [5000, 3_000_000])
 def test_a_command_line_too_long_is_read_away_and_refused(door: Door, length: int) -> None:
     with greeted(door) as dialogue:
         assert dialogue.say("NOOP " + "x" * length).code == 500

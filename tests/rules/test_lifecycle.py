@@ -1,7 +1,7 @@
 """The life of a delivery: every state against every change, and every time it computes."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import product
+from itertools import pairwise, product
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -69,7 +69,7 @@ def test_nothing_the_postmaster_says_touches_a_delivery_in_flight() -> None:
 
 
 def test_every_state_is_alive_or_final_and_can_be_reached() -> None:
-    assert ALIVE | FINAL == set(State)
+    assert set(State) == ALIVE | FINAL
     assert not ALIVE & FINAL
     assert set(State) == INITIAL | set(LEGAL.values())
     assert COUNTS_NOT_AS_DONE < FINAL
@@ -110,7 +110,7 @@ def test_the_clock_change_neither_skips_nor_doubles_a_run(night: str) -> None:
     for _ in range(8):
         instant = next_run(instant, QUARTER)
         seen.append(instant)
-    assert [b - a for a, b in zip(seen, seen[1:], strict=False)] == [QUARTER] * 7
+    assert [b - a for a, b in pairwise(seen)] == [QUARTER] * 7
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def story(created: datetime, every: timedelta = QUARTER, *, took: timedelta = ti
 def test_the_runs_at_which_a_delivery_is_tried(took: timedelta) -> None:
     created = datetime(2026, 11, 24, 10, 7, tzinfo=UTC)
     tried = story(created, took=took)
-    waits = [(b - a).total_seconds() / 60 for a, b in zip(tried, tried[1:], strict=False)]
+    waits = [(b - a).total_seconds() / 60 for a, b in pairwise(tried)]
     assert waits[:6] == [15, 15, 30, 60, 60, 60]
     assert set(waits[3:]) == {60}
     assert DAYS <= tried[-1] - created < DAYS + timedelta(hours=1)  # RFC 5321 §4.5.4.1: at least 4-5 days
@@ -165,7 +165,7 @@ def test_the_runs_at_which_a_delivery_is_tried(took: timedelta) -> None:
 def test_the_next_attempt_is_a_later_run_of_any_grid(minutes: int) -> None:
     every = timedelta(minutes=minutes)
     tried = story(datetime(2026, 11, 24, 10, 7, tzinfo=UTC), every)
-    assert all(a < b and (b - a) % every == timedelta() for a, b in zip(tried, tried[1:], strict=False))
+    assert all(a < b and (b - a) % every == timedelta() for a, b in pairwise(tried))
 
 
 @pytest.mark.parametrize(

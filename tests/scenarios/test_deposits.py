@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import documents as made
 from tests.support.clients import mail
-from tests.support.firm import Client, Firm, digest
+from tests.support.firm import Arrived, Client, Firm, digest
 
 pytestmark = pytest.mark.debian("postfix")
 
@@ -171,7 +171,7 @@ def _moved(source: Path, place: Path) -> None:
 def _moved_with_its_folder(source: Path, place: Path) -> None:
     """The file itself is not even touched: its ctime is from before the activation."""
     before = source.stat().st_ctime_ns
-    folder = source.parent.rename(place.parent / "lot")
+    folder = source.parent.rename(place.parent / source.parent.name)
     assert (folder / place.name).stat().st_ctime_ns == before
 
 
@@ -193,7 +193,8 @@ def _written_in_two_goes(source: Path, place: Path) -> None:
         file.write(content[100:])
 
 
-WAYS = [
+Way = Callable[[Path, Path], None]
+WAYS: list[Way] = [
     _copied,
     _copied_with_its_times,
     _as_rsync_does,
@@ -205,18 +206,26 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("get_it_there", WAYS, ids=lambda way: way.__name__.strip("_"))
-def test_S16_however_the_document_got_there(
-    firm: Firm, client: Client, get_it_there: Callable[[Path, Path], None]
-) -> None:
-    source = client.put("A classer/lot/facture.pdf", made.pdf(client.slug))
-    os.utime(source, (LAST_YEAR, LAST_YEAR))
+@pytest.fixture(scope="module")
+def got_there(firm: Firm) -> list[Arrived]:
+    """What arrived when a document had got there in each of WAYS."""
+    client = firm.client()
+    sources = [client.put(f"A classer/{way.__name__}/{way.__name__}.pdf", made.pdf(way.__name__)) for way in WAYS]
+    for source in sources:
+        os.utime(source, (LAST_YEAR, LAST_YEAR))
     client.put("Achats/ancien.pdf", made.pdf("ancien"))
     client.connect()
-    content = source.read_bytes()
-    get_it_there(source, client.path / "Achats/facture.pdf")
+    for way, source in zip(WAYS, sources, strict=True):
+        way(source, client.path / "Achats" / source.name)
     firm.run()
-    assert [(d.name, d.sha256) for d in client.arrived()] == [("facture.pdf", digest(content))]
+    return client.arrived()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
+def test_S16_however_the_document_got_there(got_there: list[Arrived], way: Way) -> None:
+    found = [document.sha256 for document in got_there if document.name == f"{way.__name__}.pdf"]
+    assert found == [digest(made.pdf(way.__name__))]
+    assert len(got_there) == len(WAYS), "and nothing else"
 
 
 def test_S16_renamed_in_from_a_name_that_was_no_documents(firm: Firm, client: Client) -> None:

@@ -131,10 +131,7 @@ class Client:
     def __init__(self, firm: Firm, slug: str) -> None:
         self.firm, self.slug = firm, slug
         self.path = firm.relay.ged / slug
-
-    @property
-    def collector_address(self) -> str:
-        return f"{self.slug}@achats.factures-meg.fr"
+        self.collector_address = f"{slug}@achats.factures-meg.fr"
 
     def connect(self, folder: str = "Achats", *, application: str = "meg-achats", address: str = "") -> int:
         """Make `folder` and connect it; the connection's number."""
