@@ -24,19 +24,7 @@ from relay.store.connections import Connection
 from relay.store.deposits import Made, NewDeposit, add_deposit, apply_rows, shown_name
 from rules import address, attachment, deposit
 from rules.attachment import Content
-from rules.deposit import (
-    Deposit,
-    Difference,
-    Doubt,
-    Empty,
-    EmptyWait,
-    Known,
-    Rejudge,
-    Replace,
-    Seen,
-    Unsettled,
-    Version,
-)
+from rules.deposit import Deposit, Difference, Doubt, Empty, Known, Rejudge, Replace, Seen, Unsettled, Version
 from rules.replies import Reason
 from rules.ruleset import Rule, RuleSet
 
@@ -155,7 +143,7 @@ class Scanner:
         """(what differs, rows known, files seen); None where the tree went away meanwhile."""
         number, gaps = connection.id, _Gaps(self._nested(connection))
         # What we know of a folder that now has a connection of its own stays as it is, for when that one is removed.
-        left = {folder for folder in connections.folders(self._db, number) if not _is_within(folder, gaps.nested)}
+        left = {folder for folder in connections.folders(self._db, number) if not deposit.is_below(folder, gaps.nested)}
         for found in tree.scan(gaps.nested):
             if isinstance(found, ged.GedAway):
                 return None
@@ -198,7 +186,7 @@ class Scanner:
         """A file that had zero bytes is looked at again though nothing of it changed."""
         already = {row.path for row, _ in gaps.changed} | {row.path for row in gaps.gone}
         for row in connections.aside(self._db, number, "empty"):
-            seen = None if row.path in already or _is_within(row.path, gaps.nested) else tree.look(row.path)
+            seen = None if row.path in already or deposit.is_below(row.path, gaps.nested) else tree.look(row.path)
             if seen is not None:
                 gaps.changed.append((row, seen))
 
@@ -228,7 +216,7 @@ class Scanner:
         if connection.accepted and survey.root is not None:
             root = survey.root
             await writer.write(lambda db, _: connections.adopt(db, connection.id, root))
-        self._empty |= {(connection.id, d.seen.path) for d in survey.decisions if isinstance(d, EmptyWait)}
+        self._empty |= {(connection.id, d.seen.path) for d in survey.decisions if isinstance(d, deposit.EmptyWait)}
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def take(decision: deposit.Decision) -> Made | None:
@@ -380,10 +368,6 @@ class _Gaps:
 def _parts(decision: deposit.Decision) -> tuple[Seen, Known | None]:
     assert isinstance(decision, _TAKEN)
     return decision.seen, None if isinstance(decision, Deposit) else decision.known
-
-
-def _is_within(path: str, folders: frozenset[str]) -> bool:
-    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _hash(tree: ged.Tree, path: str) -> str | None:

@@ -292,7 +292,7 @@ def _moves(difference: Difference, hashes: Mapping[str, str]) -> _Moves:
     """Who moved where. A move need not settle: nothing is read but for the hash, and that read looks for itself."""
     lost, arrivals = _unplaced(difference)
     by_file = _grouped(lost)
-    moves = _Moves(unclear={known.path for known in difference.gone if _is_below(known.path, difference.unreadable)})
+    moves = _Moves(unclear={known.path for known in difference.gone if is_below(known.path, difference.unreadable)})
     for seen in arrivals:
         free = [known for known in by_file.get(_file(seen), ()) if known.path not in moves.away]
         for known in sorted(free, key=lambda known: _name(known) != _name(seen)):
@@ -317,7 +317,7 @@ def _grouped(lost: Iterable[Known]) -> dict[_File, list[Known]]:
     return groups
 
 
-def _is_below(path: str, places: frozenset[str]) -> bool:
+def is_below(path: str, places: frozenset[str]) -> bool:
     """Is `path` one of `places`, or in one of them? The connected folder itself is ""."""
     while path and path not in places:
         path = path.rpartition("/")[0]

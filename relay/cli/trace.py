@@ -8,7 +8,7 @@ import click
 
 from relay.cli.language import t
 from relay.cli.options import filters, json_option, reading, settings
-from relay.cli.output import Record, emit, fail, paged, printable, reason
+from relay.cli.output import Record, emit, paged, printable, reason
 from relay.config import Config
 
 
@@ -26,8 +26,6 @@ def trace(ctx: click.Context, query: str, as_json: bool) -> None:
 
     with reading(settings(ctx)) as db:
         story = listing.trace(db, query)
-    if not story and not as_json:
-        raise fail(t(f"rien ne porte ce nom : {query}", f"nothing by that name: {query}"), 1)
     if as_json:
         emit(story, (), as_json=True)
         return

@@ -113,7 +113,9 @@ def _memory(pid: int) -> tuple[float, float] | None:
 
 
 def _machine_busy() -> float:
-    user, nice, system, _idle, _wait, irq, softirq = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
+    user, nice, system, _idle, _wait, irq, softirq = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8]
+    )
     return (user + nice + system + irq + softirq) / TICKS
 
 

@@ -30,7 +30,7 @@ class OpenSmtpd(Packaged):
         )
         self.root.write("/etc/smtpd.conf", "\n".join([*lines, ""]))
         self.root.write("/etc/resolv.conf", "lookup file\n")  # else it asks a name server who its clients are
-        (self.root.path / "run").mkdir(exist_ok=True)
+        (self.root.path / "var/spool/smtpd").mkdir(mode=0o711, exist_ok=True)  # it makes what is below
         self.lay_queue()
         return self.root.command("smtpd", "-F")
 

@@ -76,4 +76,3 @@ class Ours(Server):
     def listing(self) -> Sequence[str]:
         assert self.relay is not None
         return [*command(), "--config", str(self.relay.config), "queue", "list", "--json"]
-

@@ -165,7 +165,9 @@ def _copying(conn: Any, table: str) -> str:
     # A number that counts by itself is left to do so.
     names = [name for _, name, kind, _, _, is_key in columns if not (is_key and kind == "INTEGER")]
     values = [_DISTINCT.get(name, f"replace(t.{name}, :pattern, new)") for name in names]
-    given = [f"CASE WHEN t.{name} IS NULL THEN NULL ELSE {value} END" for name, value in zip(names, values, strict=True)]
+    given = [
+        f"CASE WHEN t.{name} IS NULL THEN NULL ELSE {value} END" for name, value in zip(names, values, strict=True)
+    ]
     owner = {"message": "id", "delivery_document": "delivery"}.get(table, "message")
     return (
         f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(given)} FROM fresh "

@@ -32,8 +32,9 @@ CHANGES = {
 
 @contextmanager
 def store(data: Path) -> Iterator[sqlite3.Connection]:
-    """The SQLite file, read-only."""
+    """The SQLite file, read-only, as it stands at one instant."""
     with closing(sqlite3.connect(f"file:{data / 'relay.db'}?mode=ro", uri=True, timeout=10)) as db:
+        db.execute("BEGIN")
         yield db
 
 
@@ -83,7 +84,9 @@ def _unlawful(db: sqlite3.Connection) -> Iterator[str]:
             at = after(at, change) if at is not None and change is not None else at
         if at != state:
             yield f"{delivery} is {state}, its history says {told}"
-    unsettled = "SELECT id FROM message m WHERE NOT EXISTS (SELECT 1 FROM event WHERE message = m.id AND event = 'accepted')"
+    unsettled = (
+        "SELECT id FROM message m WHERE NOT EXISTS (SELECT 1 FROM event WHERE message = m.id AND event = 'accepted')"
+    )
     yield from (f"{row[0]} was never accepted" for row in db.execute(unsettled))
 
 
@@ -110,10 +113,17 @@ def orphans(data: Path) -> list[str]:
 
 def of_ged(ged: Path, ledger: Ledger) -> list[str]:
     """What a client sees that is not a whole document, and documents that are there twice."""
+    laid = ledger.laid()  # before looking: clients go on depositing
     found = Counter(digest(path.read_bytes()) for path in visible(ged))
-    wrong = [f"half a file in the GED: {count} of {sha256}" for sha256, count in found.items() if sha256 not in ledger.known()]
-    wrong += [f"twice in the GED: {sha256}" for sha256, count in found.items() if count > 1 and sha256 not in ledger.baseline]
-    wrong += [f"gone from the GED: {path}" for sha256, path in ledger.deposits.items() if sha256 not in found]
+    wrong = [
+        f"half a file in the GED: {count} of {sha256}"
+        for sha256, count in found.items()
+        if sha256 not in ledger.known()
+    ]
+    wrong += [
+        f"twice in the GED: {sha256}" for sha256, count in found.items() if count > 1 and sha256 not in ledger.baseline
+    ]
+    wrong += [f"gone from the GED: {path}" for sha256, path in laid.items() if sha256 not in found]
     return wrong
 
 
@@ -175,7 +185,9 @@ class _Arrived:
 
     def strangers(self, ledger: Ledger) -> list[str]:
         ours = {i for sha256 in ledger.deposits for i in self.with_document.get(sha256, ())}
-        return [message_id for message_id, _ in self.copies if message_id not in ledger.letters and message_id not in ours]
+        return [
+            message_id for message_id, _ in self.copies if message_id not in ledger.letters and message_id not in ours
+        ]
 
 
 def _settle_letter(books: Books, letter: Letter, arrived: _Arrived, filed: Counter[str], *, known: bool) -> None:

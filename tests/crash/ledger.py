@@ -49,6 +49,7 @@ class Ledger:
     letters: dict[str, Letter] = field(default_factory=dict)
     deposits: dict[str, Path] = field(default_factory=dict)
     baseline: set[str] = field(default_factory=set)  # there before its folder was connected: never sent
+    _laid: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def letter(self, *recipients: str, sizes: Sequence[int] = (0,)) -> Letter:
@@ -70,7 +71,14 @@ class Ledger:
         partial = folder / f".{path.name}.part"
         partial.write_bytes(content)
         partial.rename(path)
+        with self._lock:
+            self._laid.add(digest(content))
         return path
+
+    def laid(self) -> dict[str, Path]:
+        """The deposits that stand in their place by now."""
+        with self._lock:
+            return {sha256: path for sha256, path in self.deposits.items() if sha256 in self._laid}
 
     def known(self) -> set[str]:
         """Every document there is any business with."""

@@ -44,7 +44,19 @@ class Point:
 
 
 def _watching(calls: str, log: Path) -> list[str]:
-    return [debian.program("strace"), "-f", "-y", "-s", "80", "-e", "signal=none", "-e", f"trace={calls}", "-o", str(log)]
+    return [
+        debian.program("strace"),
+        "-f",
+        "-y",
+        "-s",
+        "80",
+        "-e",
+        "signal=none",
+        "-e",
+        f"trace={calls}",
+        "-o",
+        str(log),
+    ]
 
 
 @contextmanager

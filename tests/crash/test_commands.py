@@ -21,7 +21,9 @@ MANY = 600
 def test_a_change_of_the_postmaster(site: Site, call: str, place: str, state: str, events: int) -> None:
     letter = site.taken(MEG)
     ((delivery,),) = audit.rows(
-        site.data, "SELECT d.id FROM delivery d JOIN message m ON m.id = d.message WHERE message_id = ?", letter.message_id
+        site.data,
+        "SELECT d.id FROM delivery d JOIN message m ON m.id = d.message WHERE message_id = ?",
+        letter.message_id,
     )
     site.dies_running(Point(call, site.wal if place == "wal" else site.told("queue")), "queue", "hold", str(delivery))
     assert site.states(letter) == [state]
@@ -41,7 +43,9 @@ def test_a_connection(site: Site) -> None:
     for point in (Point("getdents64", folder), Point("pwrite64", site.wal, 30)):
         site.dies_running(point, *connecting("beaucoup", "Achats"))
         assert not audit.rows(site.data, "SELECT 1 FROM connection WHERE client = 'beaucoup'")
-        assert not audit.rows(site.data, "SELECT 1 FROM inventory WHERE connection = (SELECT max(id) + 1 FROM connection)")
+        assert not audit.rows(
+            site.data, "SELECT 1 FROM inventory WHERE connection = (SELECT max(id) + 1 FROM connection)"
+        )
     site.dies_running(Point("write", site.told("connections")), *connecting("beaucoup", "Achats"))
     sql = "SELECT count(*) FROM inventory i JOIN connection c ON c.id = i.connection WHERE client = 'beaucoup'"
     assert audit.rows(site.data, sql) == [(MANY,)]

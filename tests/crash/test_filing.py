@@ -51,9 +51,12 @@ def test_a_folder_that_had_to_be_made(site: Site) -> None:
 def test_death_after_death_while_it_mends(site: Site) -> None:
     arriving = site.ledger.letter(VENTES, sizes=LARGE)
     letter = site.ledger.letter(VENTES, sizes=LARGE)
-    with site.halfway(arriving) as (_, orphan), site.halfway(letter) as (half, _):
-        with site.dies_at(Point("fsync", site.month)):
-            half.finish()
+    with (
+        site.halfway(arriving) as (_, orphan),
+        site.halfway(letter) as (half, _),
+        site.dies_at(Point("fsync", site.month)),
+    ):
+        half.finish()
     clients_listed, claimed, recorded = 1, 2, 3
     for point in (
         Point("unlink", orphan),

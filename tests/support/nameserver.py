@@ -25,6 +25,17 @@ Trouble = Literal["servfail", "silent", "refused"]
 _RCODES = {"servfail": dns.rcode.SERVFAIL, "refused": dns.rcode.REFUSED}
 
 
+def _both() -> tuple[socketserver.ThreadingUDPServer, socketserver.ThreadingTCPServer]:
+    """One port that is free for UDP and for TCP: the first that is free for one may be taken for the other."""
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    while True:
+        udp = socketserver.ThreadingUDPServer(("127.0.0.1", 0), _Datagram)
+        try:
+            return udp, socketserver.ThreadingTCPServer(("127.0.0.1", udp.server_address[1]), _Stream)
+        except OSError:
+            udp.server_close()
+
+
 class NameServer:
     """`queries` lists what was asked, as ("mx.meg.test.", "A"), in order; it may be cleared."""
 
@@ -32,10 +43,8 @@ class NameServer:
         self.queries: list[tuple[str, str]] = []
         self.trouble: dict[dns.name.Name, Trouble] = {}
         self.publish(zone)
-        self._udp = socketserver.ThreadingUDPServer(("127.0.0.1", 0), _Datagram)
+        self._udp, self._tcp = _both()
         self.port: int = self._udp.server_address[1]
-        socketserver.ThreadingTCPServer.allow_reuse_address = True
-        self._tcp = socketserver.ThreadingTCPServer(("127.0.0.1", self.port), _Stream)
         for server in (self._udp, self._tcp):
             server.daemon_threads = True
             server.names = self  # type: ignore[union-attr]  # how a socketserver handler reaches its data
