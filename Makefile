@@ -35,6 +35,10 @@ lint: .venv/.dev
 demo: setup
 	$(BIN)/welyb-relay demo
 
+crash: .venv/.dev
+	@sh deploy/install-debian test
+	CRASH_ROUNDS=200 $(BIN)/python -m pytest tests/crash
+
 bench: .venv/.dev
 	@sh deploy/install-debian bench
 	$(BIN)/python -m tests.bench

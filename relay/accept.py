@@ -68,8 +68,11 @@ class Intake:
             self._free_until = now + 1
         return self._full
 
-    async def recipient(self, argument: path.Path, peer: access.Peer) -> Recipient | Reply:
-        """One RCPT, judged alone (domain.md §4): headers never decide, and neither do the other recipients."""
+    def recipient(self, argument: path.Path, peer: access.Peer) -> Recipient | Reply | None:
+        """One RCPT, judged alone (domain.md §4): headers never decide, and neither do the other recipients.
+
+        None: to be asked again after `list_clients`, since a client's folder may just have been made.
+        """
         domain = self.config.relay.domain
         route = address.route(argument, self.ruleset, domain, self.directory.registered())
         if isinstance(route, address.Refuse):
@@ -81,7 +84,9 @@ class Intake:
             return replies.UNKNOWN
         client = None
         if isinstance(route, address.File):
-            found = await self.directory.client(route.client)
+            found = self.directory.client(route.client)
+            if found is None:
+                return None
             if isinstance(found, Unknown):
                 return replies.UNKNOWN
             if isinstance(found, Unclear):
@@ -89,6 +94,9 @@ class Intake:
                 return replies.TROUBLE
             client = found
         return Recipient(route, argument.address or "postmaster", client)
+
+    async def list_clients(self) -> None:
+        await self.directory.list_again()
 
     def track(self, work: Coroutine[Any, Any, Reply]) -> "asyncio.Task[Reply]":
         """A commit under way, kept until it is over whatever happens to its session."""
@@ -130,12 +138,12 @@ class Transaction:
     def abort(self) -> None:
         self._incoming.discard()
 
-    async def finish(self, refused: Reply | None = None) -> Reply:
+    def finish(self, refused: Reply | None = None) -> "asyncio.Task[Reply]":
         """The answer to the end of the mail data; `refused` where the session could not take it whole.
 
         A client that hangs up now does not stop the commit.
         """
-        return await asyncio.shield(self._door.track(self._conclude(refused)))
+        return self._door.track(self._conclude(refused))
 
     async def _conclude(self, refused: Reply | None) -> Reply:
         try:

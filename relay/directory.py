@@ -50,18 +50,15 @@ class Directory:
         self._refresh()
         return self._registered
 
-    async def client(self, slug: str) -> directory.Client | Unknown | Unclear:
-        found = self._lookup(slug)
-        if found is None or found.state == "ambiguous":
-            await self._list_again()
-            found = self._lookup(slug)
+    def client(self, slug: str) -> directory.Client | Unknown | Unclear | None:
+        """None: not known as yet, and `list_again` may change that."""
+        self._refresh()
+        found = self._clients.get(slug)
+        if (found is None or found.state == "ambiguous") and time.monotonic() >= self._next_listing:
+            return None
         if found is not None:
             return Unclear("ambiguous") if found.state == "ambiguous" else found
         return Unknown() if self._listed else Unclear("never listed")
-
-    def _lookup(self, slug: str) -> directory.Client | None:
-        self._refresh()
-        return self._clients.get(slug)
 
     def _refresh(self) -> None:
         generation = directory.meta(self._db, directory.GENERATION)
@@ -74,9 +71,7 @@ class Directory:
         self._clients |= {client.slug: client for client in known}
         self._listed = bool(directory.meta(self._db, directory.CLIENTS_LISTED))
 
-    async def _list_again(self) -> None:
-        if time.monotonic() < self._next_listing:
-            return
+    async def list_again(self) -> None:
         self._next_listing = time.monotonic() + RELIST_EVERY
         await list_again(self._writer, self._root)
 

@@ -111,32 +111,42 @@ class Spool:
     def sync_day(self, day: str) -> None:
         _sync_folder(self._root / "files" / day)
 
-    def append(self, bodies: Sequence[bytes]) -> list[str]:
-        """Appends small messages to the current segment and syncs once; their keys, in order. One thread only."""
-        if self._segment_fd < 0 or self._segment_end > SEGMENT_SIZE:
-            self._open_segment()
+    def place(self, bodies: Sequence[bytes]) -> list[str]:
+        """Where the next `append` will put these small messages: their keys, in order. No I/O."""
+        if self._segment_end > SEGMENT_SIZE or not self._segment:
+            self._close_segment()
+            self._segment, self._segment_end = self._new_name(), 0
         keys, offset = [], self._segment_end
         for body in bodies:
             keys.append(f"s/{self._segment}/{offset}/{len(body)}")
             offset += len(body)
+        return keys
+
+    def append(self, bodies: Sequence[bytes]) -> list[str]:
+        """Writes small messages where `place` says and syncs once; their keys. Blocks; one thread at a time.
+
+        OSError: none of it is there.
+        """
+        keys = self.place(bodies)
         try:
+            if self._segment_fd < 0:
+                self._segment_fd = self._open_segment()
             _write_all(self._segment_fd, b"".join(bodies))
             os.fdatasync(self._segment_fd)
         except OSError:
             self._close_segment()  # what a failed write or sync left at its end is unknown: nothing follows it
             raise
-        self._segment_end = offset
+        self._segment_end += sum(map(len, bodies))
         return keys
 
-    def _open_segment(self) -> None:
-        self._close_segment()
-        self._segment = self._new_name()
+    def _open_segment(self) -> int:
         path = self._root / "segments" / self._segment
-        self._segment_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._segment_end = 0
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         _sync_folder(path.parent)
+        return fd
 
     def _close_segment(self) -> None:
+        self._segment = ""
         if self._segment_fd >= 0:
             os.close(self._segment_fd)
             self._segment_fd = -1

@@ -96,6 +96,11 @@ def _migrate(db: Database) -> None:
     migrations.apply(db)
 
 
+def is_busy(error: BaseException) -> bool:
+    """Does another process hold the write lock?"""
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
 @contextmanager
 def transaction(db: Database) -> Iterator[None]:
     """BEGIN IMMEDIATE … COMMIT. Not `db.atomic()`: its deferred BEGIN fails at once when it must turn into a write."""

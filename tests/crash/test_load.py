@@ -55,6 +55,7 @@ class Traffic:
         try:
             ends()
         finally:
+            self.site.relay.kill()
             for thread in threads:
                 thread.join()
 

@@ -55,15 +55,22 @@ def trouble(db: Database, _: str) -> str:
 
 def test_bytes_then_rows_then_the_word(tmp_path: Path) -> None:
     async def story(writer: Writer, look: Database, spool: Spool) -> None:
-        def change(db: Database, key: str) -> bytes:
-            assert kept(look) == {}, "the row is not there before the bytes"
-            with spool.open(key) as body:
-                found = body.read(0, 100)
-            set_meta(db, "mail", key)
-            assert kept(look) == {}, "nor before the commit"
-            return found
+        seen: list[bytes] = []
 
-        assert await writer.write(change, b"the bytes") == b"the bytes"
+        def change(db: Database, key: str) -> str:
+            set_meta(db, "mail", key)
+            assert kept(look) == {}, "no row before the commit"
+
+            def on_statement(statement: str) -> None:
+                if statement == "COMMIT":
+                    with spool.open(key) as body:
+                        seen.append(body.read(0, 100))
+
+            db.conn.set_trace_callback(on_statement)
+            return key
+
+        await writer.write(change, b"the bytes")
+        assert seen == [b"the bytes"], "the bytes are there when the commit begins"
         assert list(kept(look)) == ["mail"], "but before anyone is told"
 
     tell(tmp_path, story)

@@ -22,8 +22,8 @@ from relay import config as configuration
 from relay.accept import Intake
 from relay.daemon import list_clients_of, means
 from relay.directory import Directory
+from relay.smtp import conversation
 from relay.smtp import listener as listening
-from relay.smtp import session
 from relay.smtp.listener import Listener, bind
 from relay.store import database
 from relay.store.database import open_for_reading, rows
@@ -133,14 +133,14 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def test_who_says_nothing_is_told_so_and_left(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "COMMAND_TIMEOUT", 0.1)
+    monkeypatch.setattr(conversation, "COMMAND_TIMEOUT", 0.1)
     with greeted(door) as dialogue:
         assert dialogue.reply() == Reply(421, ("4.4.2 Delai depasse (timeout)",))
         assert hung_up(dialogue)
 
 
 def test_mail_data_that_stops_is_told_so_and_nothing_of_it_stays(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "CHUNK_TIMEOUT", 0.2)
+    monkeypatch.setattr(conversation, "CHUNK_TIMEOUT", 0.2)
     with greeted(door) as dialogue:
         dialogue.envelope(SENDER, CLIENT)
         dialogue.say("DATA")
@@ -151,8 +151,8 @@ def test_mail_data_that_stops_is_told_so_and_nothing_of_it_stays(door: Door, mon
 
 
 def test_a_slow_sender_is_kept_while_bytes_flow(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "CHUNK_TIMEOUT", 0.5)
-    monkeypatch.setattr(session, "COMMAND_TIMEOUT", 0.5)
+    monkeypatch.setattr(conversation, "CHUNK_TIMEOUT", 0.5)
+    monkeypatch.setattr(conversation, "COMMAND_TIMEOUT", 0.5)
     message = stuffed(mail(SENDER, CLIENT, INVOICE))
     with greeted(door) as dialogue:
         dialogue.envelope(SENDER, CLIENT)
@@ -164,7 +164,7 @@ def test_a_slow_sender_is_kept_while_bytes_flow(door: Door, monkeypatch: pytest.
 
 
 def test_a_mail_may_not_take_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "DATA_TIMEOUT", 0.2)
+    monkeypatch.setattr(conversation, "DATA_TIMEOUT", 0.2)
     with greeted(door) as dialogue:
         dialogue.envelope(SENDER, CLIENT)
         dialogue.say("DATA")
@@ -180,7 +180,7 @@ def test_a_mail_may_not_take_for_ever(door: Door, monkeypatch: pytest.MonkeyPatc
 
 
 def test_too_many_errors_end_the_conversation(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_ERRORS", 3)
+    monkeypatch.setattr(conversation, "MAX_ERRORS", 3)
     with greeted(door) as dialogue:
         dialogue.say(f"MAIL FROM:<{SENDER}>")
         assert [dialogue.say("RCPT TO:<ventes+quidam@welyb.fr>").code for _ in range(4)] == [550] * 4
@@ -231,7 +231,7 @@ def test_a_command_line_too_long_is_read_away_and_refused(door: Door, length: in
 
 
 def test_commands_pipelined_beyond_what_is_kept_are_all_answered(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_WAITING", 1000)
+    monkeypatch.setattr(conversation, "MAX_WAITING", 1000)
     with greeted(door) as dialogue:
         assert {reply.code for reply in dialogue.pipeline(*["NOOP"] * 20_000)} == {250}
 

@@ -54,7 +54,10 @@ class Inside:
         for text in recipients:
             argument = path.parse(f"<{text}>".encode())
             assert isinstance(argument, path.Path), argument
-            judged = await self.intake.recipient(argument, peer)
+            judged = self.intake.recipient(argument, peer)
+            if judged is None:
+                await self.intake.list_clients()
+                judged = self.intake.recipient(argument, peer)
             if isinstance(judged, Reply):
                 return judged
             accepted.append(judged)
