@@ -74,6 +74,7 @@ class Directory:
     async def list_again(self) -> None:
         self._next_listing = time.monotonic() + RELIST_EVERY
         await list_again(self._writer, self._root)
+        self._next_listing = time.monotonic() + RELIST_EVERY  # a slow disk may have taken longer
 
 
 def _first_level(root: Path) -> tuple[str, list[directory.Folder]] | None:

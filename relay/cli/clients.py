@@ -1,13 +1,24 @@
 """`clients`: the first-level folders of the GED, and those added by hand."""
 
 import re
+from typing import Any
 
 import click
 
 from relay import clock
 from relay.cli.language import t
-from relay.cli.options import actor, changing, json_option, reading, reason_option, settings, yes_option
-from relay.cli.output import emit, fail
+from relay.cli.options import (
+    actor,
+    changing,
+    json_option,
+    narrowed,
+    reading,
+    reason_option,
+    settings,
+    short_filters,
+    yes_option,
+)
+from relay.cli.output import emit, fail, printable
 
 
 @click.group(help=t("Les dossiers clients.", "The clients."))
@@ -17,9 +28,9 @@ def clients() -> None:
 
 @clients.command("list")
 @json_option
-@click.option("--client", default="", metavar="SLUG")
+@short_filters
 @click.pass_context
-def list_(ctx: click.Context, as_json: bool, client: str) -> None:
+def list_(ctx: click.Context, wanted: Any, as_json: bool) -> None:
     from relay.store import directory
 
     with reading(settings(ctx)) as db:
@@ -32,9 +43,8 @@ def list_(ctx: click.Context, as_json: bool, client: str) -> None:
                 "state": c.state,
             }
             for c in directory.clients(db)
-            if not client or c.slug == client
         ]
-    emit(rows, ("slug", "folder", "aliases", "fiscal_year_end", "state"), as_json=as_json)
+    emit(narrowed(rows, wanted, key="slug"), ("slug", "folder", "aliases", "fiscal_year_end", "state"), as_json=as_json)
 
 
 @clients.command(
@@ -75,7 +85,7 @@ def add(ctx: click.Context, slug: str, folder: str, fiscal_year_end: str, reason
         directory.touch(db)
         detail = {"client": slug, "folder": client.folder, "fiscal_year_end": client.fiscal_year_end, "why": reason}
         write(db, clock.stamp(clock.now()), actor(), [Event("client-added", detail=detail)])
-    click.echo(f"{slug} → {client.folder}")
+    click.echo(f"{slug} → {printable(client.folder)}")
 
 
 @clients.command(help=t("Oublie un client ajouté à la main ou disparu.", "Forgets a client added by hand, or gone."))

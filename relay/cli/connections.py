@@ -8,8 +8,19 @@ import click
 
 from relay import clock
 from relay.cli.language import t
-from relay.cli.options import actor, changing, json_option, reading, reason_option, rules, settings, yes_option
-from relay.cli.output import Record, emit, fail, reason
+from relay.cli.options import (
+    actor,
+    changing,
+    json_option,
+    narrowed,
+    reading,
+    reason_option,
+    rules,
+    settings,
+    short_filters,
+    yes_option,
+)
+from relay.cli.output import Record, emit, fail, printable, reason
 from relay.config import Config
 from rules import address, deposit
 from rules.ruleset import RuleSet
@@ -36,14 +47,15 @@ def _shown(connection: Any, config: Config) -> Record:
 
 @connections.command("list")
 @json_option
-@click.option("--client", default="", metavar="SLUG")
+@short_filters
 @click.pass_context
-def list_(ctx: click.Context, as_json: bool, client: str) -> None:
+def list_(ctx: click.Context, wanted: Any, as_json: bool) -> None:
     from relay.store import connections as store
 
     config = settings(ctx)
     with reading(config) as db:
-        emit([_shown(c, config) for c in store.connections(db, client)], COLUMNS, as_json=as_json)
+        rows = [_shown(connection, config) for connection in store.connections(db)]
+    emit(narrowed(rows, wanted, key="id"), COLUMNS, as_json=as_json)
 
 
 @connections.command(help=t("Une connexion et le compte de son inventaire.", "A connection and its inventory."))
@@ -63,7 +75,7 @@ def show(ctx: click.Context, number: int, as_json: bool) -> None:
         emit([row], (), as_json=True)
         return
     for key, value in row.items():
-        click.echo(f"{key:18} {value}")
+        click.echo(f"{key:18} {printable(str(value))}")
 
 
 @connections.command(

@@ -3,16 +3,18 @@
 import getpass
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
+from itertools import dropwhile, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from relay import clock, config
 from relay.cli.language import t
-from relay.cli.output import fail
+from relay.cli.output import Record, fail
 from rules.lifecycle import State, next_run
 from rules.ruleset import RuleError
 
@@ -84,8 +86,16 @@ def changing(settings_: config.Config) -> "Iterator[Database]":
 
 def filters(function: F) -> F:
     """--state --client --collector --sender --since --id --limit --after, gathered into one `wanted`."""
+    return _gathered(function, _filter, ", ".join(State))
 
-    @click.option("--state", "states", multiple=True, metavar="STATE", help=", ".join(State))
+
+def short_filters(function: F) -> F:
+    """The same for a listing that is short, and narrowed with `narrowed`: its states are its own."""
+    return _gathered(function, _plain, "")
+
+
+def _gathered(function: F, gather: "Callable[..., Filter]", states: str) -> F:
+    @click.option("--state", "states", multiple=True, metavar="STATE", help=states or None)
     @click.option("--client", default="", metavar="SLUG")
     @click.option("--collector", default="", metavar="ADDRESS")
     @click.option("--sender", default="", metavar="ADDRESS")
@@ -96,7 +106,7 @@ def filters(function: F) -> F:
     @click.pass_context
     def wrapped(ctx: click.Context, /, **given: Any) -> Any:
         names = ("states", "client", "collector", "sender", "since", "ids", "limit", "after")
-        wanted = _filter(**{name: given.pop(name) for name in names})
+        wanted = gather(**{name: given.pop(name) for name in names})
         return ctx.invoke(function, wanted=wanted, **given)
 
     wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
@@ -105,14 +115,40 @@ def filters(function: F) -> F:
 
 
 def _filter(**given: Any) -> "Filter":
-    from relay.store.listing import STATUS, Filter
+    from relay.store.listing import STATUS
 
-    states = [name for text in given["states"] for name in text.split(",") if name]
-    for name in states:
+    plain = _plain(**given)
+    for name in plain.states:
         if name not in {*State, *STATUS.values(), "modified", "baseline"}:
             raise click.BadParameter(t(f"état inconnu : {name}", f"no such state: {name}"), param_hint="--state")
-    meant = [state for name in states for state in _states(name)]
-    return Filter(**{**given, "states": tuple(meant), "since": _since(given["since"]), "ids": tuple(given["ids"])})
+    return replace(plain, states=tuple(state for name in plain.states for state in _states(name)))
+
+
+def _plain(**given: Any) -> "Filter":
+    from relay.store.listing import Filter
+
+    states = tuple(name for text in given["states"] for name in text.split(",") if name)
+    return Filter(**{**given, "states": states, "since": _since(given["since"]), "ids": tuple(given["ids"])})
+
+
+def narrowed(rows: Iterable[Record], wanted: "Filter", *, key: str) -> list[Record]:
+    """A short listing through its filters; a row that has no such field is not meant by it."""
+
+    def meant(row: Record) -> bool:
+        began = str(row.get("activated_at") or row.get("started_at") or "")
+        return (
+            (not wanted.states or row.get("state") in wanted.states)
+            and (not wanted.client or wanted.client in (row.get("client"), row.get("slug")))
+            and (not wanted.collector or row.get("collector_address") == wanted.collector)
+            and not wanted.sender
+            and (not wanted.since or began >= wanted.since)
+            and (not wanted.ids or str(row[key]) in wanted.ids)
+        )
+
+    rows = iter(rows)
+    if wanted.after:
+        rows = islice(dropwhile(lambda row: str(row[key]) != wanted.after, rows), 1, None)
+    return list(islice(filter(meant, rows), wanted.limit))
 
 
 def _states(name: str) -> Sequence[str]:

@@ -8,8 +8,8 @@ import click
 
 from relay import clock
 from relay.cli.language import current, t
-from relay.cli.options import changing, json_option, reading, reason_option, rules, settings
-from relay.cli.output import Record, emit, fail
+from relay.cli.options import changing, json_option, narrowed, reading, reason_option, rules, settings, short_filters
+from relay.cli.output import Record, emit, fail, paged
 from relay.config import Config
 from rules.lifecycle import next_run
 from rules.replies import history
@@ -26,13 +26,14 @@ def runs() -> None:
 
 @runs.command("list")
 @json_option
-@click.option("--limit", type=click.IntRange(1), default=20)
+@short_filters
 @click.pass_context
-def list_(ctx: click.Context, as_json: bool, limit: int) -> None:
+def list_(ctx: click.Context, wanted: Any, as_json: bool) -> None:
     from relay.store import listing
 
     with reading(settings(ctx)) as db:
-        emit(listing.runs(db, limit), COLUMNS, as_json=as_json)
+        rows = narrowed(listing.runs(db), wanted, key="id")
+        emit(paged(rows, key="id", limit=wanted.limit, as_json=as_json), COLUMNS, as_json=as_json)
 
 
 @runs.command(help=t("Un passage, envoi par envoi.", "A run, delivery by delivery."))

@@ -238,10 +238,11 @@ class Session(Conversation):
             return _NOT_OFFERED_VERB
         self.drop_mail()
         self._helo = ""
-        self._input.clear()  # RFC 3207 §4.2: what came before the handshake is not to be believed
         return self._secure()
 
     async def _secure(self) -> None:
+        # RFC 3207 §4.2: what came before the handshake is not to be believed. From here to the handshake nothing is read.
+        self._input.clear()
         await super().smtp_STARTTLS("")
 
 

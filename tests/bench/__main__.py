@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -82,8 +83,8 @@ def measured(case: Case, server: Server, sink: Sink) -> Facts:
     return best
 
 
-def rounds(given: argparse.Namespace, servers: list[Server], sink: Sink) -> list[Facts]:
-    found: list[Facts] = []
+def rounds(given: argparse.Namespace, servers: list[Server], sink: Sink, found: list[Facts]) -> None:
+    """Adds one row to `found` for every run, so that what was measured is kept whatever happens next."""
     chosen = [case for case in cases(quick=given.quick) if case.what in given.what and given.only in case.label]
     for number in range(given.rounds):
         for case in chosen:
@@ -102,7 +103,6 @@ def rounds(given: argparse.Namespace, servers: list[Server], sink: Sink) -> list
                     f"{facts['cpu_ms']:8.2f} ms CPU, {facts['pss_mb']:.0f} MB, others {facts['others']:.2f}",
                     flush=True,
                 )
-    return found
 
 
 def machine(given: argparse.Namespace, servers: list[Server]) -> dict[str, Any]:
@@ -119,14 +119,19 @@ def machine(given: argparse.Namespace, servers: list[Server]) -> dict[str, Any]:
 def main() -> None:
     given = options()
     roots.enter_private_mounts("tests.bench")
+    # So that a bench that is stopped stops its servers too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     given.spool.mkdir(parents=True, exist_ok=True)
     if given.ext4:
         roots.journaled(given.spool, given.ext4)
     sink = Sink(given.spool / "sink")
-    servers = prepared(given, Place(given.spool, sink.port))
-    results: dict[str, Any] = {"machine": machine(given, servers), "runs": []}
+    servers: list[Server] = []
+    results: dict[str, Any] = {"machine": {}, "runs": []}
     try:
-        results["runs"] = rounds(given, servers, sink)
+        servers += prepared(given, Place(given.spool, sink.port))
+        results["machine"] = machine(given, servers)
+        rounds(given, servers, sink, results["runs"])
         ours = next((server for server in servers if isinstance(server, Ours)), None)
         if ours is not None:
             results["runs"] += scale.measure(ours, sink, given.what, quick=given.quick)
@@ -134,7 +139,8 @@ def main() -> None:
         for server in servers:
             server.stop()
             server.group.remove()
-        _leave(given, results)
+        if results["runs"]:
+            _leave(given, results)
 
 
 def _leave(given: argparse.Namespace, results: dict[str, Any]) -> None:

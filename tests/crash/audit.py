@@ -103,7 +103,8 @@ def spooled(data: Path, key: str) -> bytes | None:
 
 def orphans(data: Path) -> list[str]:
     """Files of the spool that no row refers to: none, once the relay has started."""
-    referred = {row[0] for row in rows(data, "SELECT spool FROM message UNION SELECT spool FROM delivery")}
+    needed = "SELECT spool FROM message WHERE purged_at IS NULL UNION SELECT spool FROM delivery"
+    referred = {row[0] for row in rows(data, needed)}
     files = [path for path in (data / "spool/files").rglob("*") if path.is_file()]
     return [f"orphan {path}" for path in files if f"f/{path.parent.name}/{path.name}" not in referred]
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -90,7 +91,7 @@ class Site:
     @property
     def day(self) -> Path:
         """The folder that large messages arrive in now."""
-        return max((self.data / "spool/files").iterdir())
+        return self.data / "spool/files" / datetime.now(UTC).date().isoformat()
 
     # --- mail -----------------------------------------------------------------------------------------------------------
 

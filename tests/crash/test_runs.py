@@ -61,6 +61,23 @@ def test_in_the_middle_of_a_message(site: Site) -> None:
     assert not doubled(books, letter.message_id)
 
 
+def test_bytes_past_their_retention(site: Site) -> None:
+    letter = site.ledger.letter(MEG, sizes=(200_000,))
+    with site.halfway(letter) as (half, file):
+        assert half.finish()
+    site.settled()
+    site.relay.configure({"relay": {"keep_bodies": "0 s"}})
+    try:
+        site.dies_running(Point("unlink", file), "runs", "now")
+    finally:
+        site.relay.configure({"relay": {"keep_bodies": "30 days"}})
+    sql = "SELECT 1 FROM message WHERE message_id = ? AND purged_at IS NOT NULL"
+    assert audit.rows(site.data, sql, letter.message_id)
+    assert file.exists()
+    site.back()
+    assert not file.exists()
+
+
 @contextmanager
 def in_hand(site: Site, restriction: str) -> Iterator[Program]:
     """A run under way, with a collector that thinks for a second there before it answers; nothing else waits."""

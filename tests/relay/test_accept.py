@@ -1,13 +1,14 @@
 """From the last byte of a mail to its 250: what is stored, what is refused, what a repeat adds (nothing)."""
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from relay import clock, ids
+from relay import clock, directory, ids
 from rules import replies
 from rules.replies import Reply
 from tests.support.clients import mail
@@ -19,9 +20,12 @@ INVOICE = ("facture.pdf", "application/pdf", pdf())
 RECEIPT = ("ticket.jpg", "image/jpeg", jpeg(3000))
 ARCHIVE = ("releve.zip", "application/zip", plain_zip())
 
+RELIST_EVERY = 0.1  # seconds between two listings of the GED
+
 
 @pytest.fixture
-def relay(tmp_path: Path) -> Iterator[Inside]:
+def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
+    monkeypatch.setattr(directory, "RELIST_EVERY", RELIST_EVERY)
     with inside(tmp_path, clients=("Dupont", "Martin")) as relay:
         yield relay
 
@@ -90,18 +94,9 @@ def test_mail_for_the_postmaster_is_taken_whatever_it_holds_and_kept(relay: Insi
 
 
 def test_mail_for_the_postmaster_is_sent_where_one_is_configured(tmp_path: Path) -> None:
-    (tmp_path / "ged").mkdir()
-    with inside(tmp_path, '[delivery]\nsender = "automate@welyb.fr"\n', clients=()) as relay:
-        config = relay.intake.config
-        relay.intake.adopt(_with_postmaster(config, "chef@cabinet.example"), relay.intake.ruleset)
+    with inside(tmp_path, 'postmaster = "chef@cabinet.example"') as relay:
         relay.take(mail(SENDER, "postmaster"), "postmaster", "abuse@welyb.fr")
         assert relay.rows("SELECT target, state FROM delivery") == [("chef@cabinet.example", "waiting")]
-
-
-def _with_postmaster(config, address):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(config, relay=replace(config.relay, postmaster=address))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -154,8 +149,8 @@ def test_a_stranger_may_file_sales_and_nothing_else(relay: Inside) -> None:
 
 def test_an_unknown_client_is_unknown_and_a_new_folder_a_client(relay: Inside) -> None:
     assert relay.take(mail(SENDER, VENTES, INVOICE), "ventes+nouveau@welyb.fr") == replies.UNKNOWN
-    relay.intake.directory._next_listing = 0.0  # as if the five seconds between two listings were over
     (relay.root / "Nouveau").mkdir()
+    time.sleep(RELIST_EVERY)
     assert relay.take(mail(SENDER, VENTES, INVOICE), "ventes+nouveau@welyb.fr").code == 250
 
 
@@ -165,7 +160,7 @@ def test_two_folders_of_one_name_are_refused_for_now_until_one_is_renamed(relay:
     assert relay.take(mail(SENDER, VENTES, INVOICE), VENTES) == replies.TROUBLE
     assert relay.take(mail(SENDER, VENTES, INVOICE), "ventes+martin@welyb.fr").code == 250
     (relay.root / "DUPONT").rename(relay.root / "Dupont et fils")
-    relay.intake.directory._next_listing = 0.0
+    time.sleep(RELIST_EVERY)
     assert relay.take(mail(SENDER, VENTES, INVOICE), VENTES).code == 250
 
 

@@ -22,7 +22,7 @@ from relay.store.database import open_for_reading, rows
 from rules import path
 from rules.replies import Reply
 
-SETTINGS = '[relay]\ndata = "var"\n[ged]\nroot = "ged"\n[smtp]\ntrusted_networks = ["127.0.0.0/8"]\n'
+SETTINGS = '[ged]\nroot = "ged"\n[smtp]\ntrusted_networks = ["127.0.0.0/8"]\n[relay]\ndata = "var"\n'
 SENDER = "compta@cabinet.example"
 
 
@@ -99,9 +99,9 @@ async def _done(tools: Means, change: Callable[[Database], object]) -> None:
 
 @contextlib.contextmanager
 def inside(folder: Path, settings: str = "", *, clients: Sequence[str] = ("Dupont",)) -> Iterator[Inside]:
-    """`settings` are further TOML tables; `clients` are made in the GED, and listed."""
+    """`settings` are further lines of [relay]; `clients` are folders made in the GED."""
     for client in clients:
-        (folder / "ged" / client).mkdir(parents=True)
+        (folder / "ged" / client).mkdir(parents=True, exist_ok=True)
     (folder / "relay.toml").write_text(SETTINGS + settings)
     config = configuration.load(folder / "relay.toml")
     with asyncio.Runner() as runner:
