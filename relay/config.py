@@ -63,6 +63,7 @@ class Run:
 class Delivery:
     sender: str = "automate@welyb.fr"
     sender_name: str = "Welyb"
+    text: str = ""
     connections_per_destination: int = 4
     give_up_after: timedelta = timedelta(days=5)
     tls: dict[str, str] = field(default_factory=dict)

@@ -298,6 +298,7 @@ class Scanner:
             message_id=new.message_id,
             date=now.astimezone(config.zone),
             domain=config.relay.domain,
+            text=config.delivery.text or compose.TEXT,
         )
         composed = compose.deposit(enclosed, letter)
 

@@ -81,8 +81,15 @@ class Sender:
             domains.setdefault(group[0], deque()).append(group)
         async with asyncio.TaskGroup() as tasks:
             for domain, groups in domains.items():
-                tasks.create_task(self._serve(_Host(domain, groups)))
+                tasks.create_task(self._guarded(_Host(domain, groups)))
         return self.tally
+
+    async def _guarded(self, host: _Host) -> None:
+        """A fault of ours at one domain stops that one: what it claimed goes back to waiting at the next run."""
+        try:
+            await self._serve(host)
+        except Exception as error:
+            log.trouble(f"run {self.run} {host.domain}", error)
 
     async def _serve(self, host: _Host) -> None:
         found = await destinations(host.domain, self._config.delivery.routes, self._resolver)

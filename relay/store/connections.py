@@ -72,10 +72,11 @@ def add(db: Database, new: Connection, baseline: Iterable[tuple[str, Sequence[En
     sql = f"""INSERT INTO connection (application, client, folder, welyb_address, collector_address, activated_at, state,
     root) VALUES ({marks(row)}, 'active', ?)"""
     number = int(db.conn.execute(sql, (*row, root)).lastrowid or 0)
-    count = 0
-    for folder, entries in baseline:
-        put_entries(db, number, folder, entries, role="baseline")
-        count += len(entries)
+    count, outer = 0, _around(db, new)
+    for folder, found in baseline:
+        present = found if outer is None else _seen_by(db, outer, folder, found)
+        put_entries(db, number, folder, present, role="baseline")
+        count += len(present)
     detail = {"connection": number, "client": new.client, "collector": new.collector_address, "baseline": count}
     write(db, new.activated_at, actor, [Event("connected", detail=detail)])
     touch(db)
@@ -91,17 +92,37 @@ def remove(db: Database, old: Connection, *, at: str, actor: str, why: str) -> N
     touch(db)
 
 
-def _bequeath(db: Database, old: Connection) -> None:
-    """A connection around the one removed takes its folder back: what is there is baseline to it, or it would all go."""
+def _around(db: Database, inner: Connection) -> tuple[Connection, str] | None:
+    """The nearest connection of the same application around a folder, and where in it that folder lies."""
     around = [
         other
-        for other in connections(db, old.client)
-        if other.application == old.application and (not other.folder or old.folder.startswith(f"{other.folder}/"))
+        for other in connections(db, inner.client)
+        if other.application == inner.application
+        and other.folder != inner.folder
+        and (not other.folder or inner.folder.startswith(f"{other.folder}/"))
     ]
     if not around:
-        return
+        return None
     nearest = max(around, key=lambda other: len(other.folder))
-    below = old.folder.removeprefix(nearest.folder).lstrip("/")
+    return nearest, inner.folder.removeprefix(nearest.folder).lstrip("/")
+
+
+def _seen_by(db: Database, outer: tuple[Connection, str], folder: str, found: Sequence[Entry]) -> list[Entry]:
+    """Those of a folder's files that the connection around it has seen. The others are deposits of the time since its
+    last run: baseline here, they would go nowhere."""
+    nearest, below = outer
+    place = "/".join(part for part in (below, folder) if part)
+    sql = "SELECT name FROM inventory WHERE connection = ? AND folder = ?"
+    names = {row[0] for row in rows(db, sql, (nearest.id, place))}
+    return [entry for entry in found if entry[0] in names]
+
+
+def _bequeath(db: Database, old: Connection) -> None:
+    """A connection around the one removed takes its folder back: what is there is baseline to it, or it would all go."""
+    outer = _around(db, old)
+    if outer is None:
+        return
+    nearest, below = outer
     db.conn.execute(
         """INSERT OR REPLACE INTO inventory (connection, folder, name, device, inode, size, mtime_ns, ctime_ns, sha256, role)
         SELECT ?, rtrim(? || '/' || folder, '/'), name, device, inode, size, mtime_ns, ctime_ns, sha256,

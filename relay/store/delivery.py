@@ -292,9 +292,11 @@ def change(db: Database, ids: Iterable[str], what: Change, order: Order) -> list
     sources, target = TRANSITIONS[what]
     changed = []
     for delivery in ids:
-        row = one(db, "SELECT state, held_at, expires_at FROM delivery WHERE id = ?", (delivery,))
+        row = one(db, "SELECT state, held_at, expires_at, message, spool FROM delivery WHERE id = ?", (delivery,))
         if row is None or row[0] not in sources:
             continue
+        if what is Change.RETRY and not (row[3] or row[4]):
+            continue  # a refused deposit has no bytes here: it is judged again when its file changes
         _put(db, delivery, target, what=what, order=order, held_at=row[1], expires_at=row[2])
         changed.append(delivery)
     event = {Change.HOLD: "held", Change.RELEASE: "released", Change.DROP: "dropped", Change.RETRY: "retried"}[what]

@@ -200,3 +200,17 @@ def test_a_renamed_client_folder_stays_connected(firm: Firm, client: Client) -> 
     firm.run()
     assert client.connection()["state"] == "active"
     assert client.names() == ["nouveau.pdf"]
+
+
+def test_a_deposit_that_no_run_has_seen_goes_when_its_folder_gets_a_connection_of_its_own(firm: Firm) -> None:
+    client = firm.client()
+    client.put("Achats/deja-la.pdf", made.pdf(f"{client.slug} before"))
+    client.put("Achats/Notes/deja-la.pdf", made.pdf(f"{client.slug} before, below"))
+    client.connect()
+    client.put("Achats/Notes/nouveau.pdf", made.pdf(f"{client.slug} new"))
+    firm.relay.cli(
+        *("connections", "add", "--application", "meg-achats", "--client", client.slug, "--folder", "Achats/Notes"),
+        *("--address", f"{client.slug}-notes@achats.factures-meg.fr"),
+    )
+    firm.run()
+    assert [row["name"] for row in client.documents() if row["status"] == "validated"] == ["nouveau.pdf"]
