@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import dropwhile, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -51,33 +52,31 @@ def rules(settings_: config.Config) -> Any:
 @contextmanager
 def reading(settings_: config.Config) -> "Iterator[Database]":
     """The store, read-only; exit 3 where there is none."""
-    from relay.store.database import NoStore, StoreError, open_for_reading
+    from relay.store.database import open_for_reading
 
-    try:
-        db = open_for_reading(settings_.database)
-    except NoStore as error:
-        raise fail(str(error), 3) from None
-    except StoreError as error:
-        raise fail(str(error), 1) from None
-    try:
+    with _opened(settings_, open_for_reading) as db:
         yield db
-    finally:
-        db.close()
 
 
 @contextmanager
 def changing(settings_: config.Config) -> "Iterator[Database]":
     """The store for a change, as the owner of the data folder; exit 3 where there is none."""
     from relay.daemon import take_identity
-    from relay.store.database import NoStore, StoreError, open_existing
+    from relay.store.database import open_existing
 
     take_identity(settings_.relay.data)
+    with _opened(settings_, open_existing) as db:
+        yield db
+
+
+@contextmanager
+def _opened(settings_: config.Config, open_: "Callable[[Path], Database]") -> "Iterator[Database]":
+    from relay.store.database import NoStore, StoreError
+
     try:
-        db = open_existing(settings_.database)
-    except NoStore as error:
-        raise fail(str(error), 3) from None
+        db = open_(settings_.database)
     except StoreError as error:
-        raise fail(str(error), 1) from None
+        raise fail(str(error), 3 if isinstance(error, NoStore) else 1) from None
     try:
         yield db
     finally:

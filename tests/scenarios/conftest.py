@@ -8,9 +8,23 @@ import pytest
 import trustme
 
 from tests.support.collector import Collector
+from tests.support.firm import Client, Firm
 from tests.support.partner import DOMAINS, Partner
 from tests.support.program import tail
 from tests.support.relay import Relay
+
+
+@pytest.fixture(scope="module")
+def firm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firm]:
+    """A relay and its collector for the stories of a module; each story takes a client of its own."""
+    firm = Firm.start(tmp_path_factory.mktemp("firm"))
+    yield firm
+    firm.stop()
+
+
+@pytest.fixture
+def client(firm: Firm) -> Client:
+    return firm.client()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,6 @@ from tests.support.clients import mail
 from tests.support.firm import Client, Firm, digest
 
 pytestmark = pytest.mark.debian("postfix")
-
-
-@pytest.fixture(scope="module")
-def firm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firm]:
-    firm = Firm.start(tmp_path_factory.mktemp("firm"))
-    yield firm
-    firm.stop()
-
-
-@pytest.fixture
-def client(firm: Firm) -> Client:
-    return firm.client()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Connecting folders to an application, and the life of a connection: domain.md §2 (S6 to S12) and §4 "GED"."""
 
 import os
-from collections.abc import Iterator
 from email.utils import parseaddr
 
 import pytest
@@ -10,18 +9,6 @@ from tests.support import documents as made
 from tests.support.firm import Client, Firm, digest
 
 pytestmark = pytest.mark.debian("postfix")
-
-
-@pytest.fixture(scope="module")
-def firm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firm]:
-    firm = Firm.start(tmp_path_factory.mktemp("firm"))
-    yield firm
-    firm.stop()
-
-
-@pytest.fixture
-def client(firm: Firm) -> Client:
-    return firm.client()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.utils import parseaddr
 from pathlib import Path
 
@@ -18,18 +18,6 @@ from tests.support.firm import Arrived, Client, Firm, digest
 pytestmark = pytest.mark.debian("postfix")
 
 LAST_YEAR = time.time() - 365 * 24 * 3600
-
-
-@pytest.fixture(scope="module")
-def firm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firm]:
-    firm = Firm.start(tmp_path_factory.mktemp("firm"))
-    yield firm
-    firm.stop()
-
-
-@pytest.fixture
-def client(firm: Firm) -> Client:
-    return firm.client()
 
 
 @pytest.fixture(autouse=True)
