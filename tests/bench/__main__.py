@@ -119,6 +119,7 @@ def machine(given: argparse.Namespace, servers: list[Server]) -> dict[str, Any]:
 def main() -> None:
     given = options()
     roots.enter_private_mounts("tests.bench")
+    roots.alone()
     # So that a bench that is stopped stops its servers too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))

@@ -138,7 +138,7 @@ def _timed(server: Server) -> float:
     done = subprocess.run([*server.group.prefix, *server.listing()], stdout=subprocess.PIPE, check=False)
     seconds = time.perf_counter() - begun
     if done.stdout.count(b"\n") < LISTED:
-        raise BenchError(f"{server.name} lists {done.stdout.count(chr(10).encode())} lines for {LISTED} mails")
+        raise BenchError(f"{server.name}: {len(done.stdout.splitlines())} lines for {LISTED} mails")
     return seconds
 
 

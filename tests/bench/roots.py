@@ -6,6 +6,7 @@ the bench itself and vanish with it.
 Limits: root, and a kernel with overlayfs.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -26,6 +27,17 @@ def enter_private_mounts(module: str) -> None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0:
         os.environ[_PRIVATE] = "1"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, "-m", module, *sys.argv[1:]])
+
+
+def alone() -> int:
+    """One bench at a time: two would share the roots, and measure each other. Held until this process ends."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    held = os.open(HOME / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BenchError("another bench is running") from None
+    return held
 
 
 def may_mount() -> bool:
@@ -104,3 +116,4 @@ def journaled(folder: Path, gigabytes: int) -> None:
     run("dd", "if=/dev/zero", f"of={image}", "bs=4M", f"count={gigabytes * 256}", "conv=fsync", "status=none")
     run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
     run("mount", "-o", "loop", image, folder)
+    image.unlink()  # the mount holds it, and lets its blocks go when the bench ends

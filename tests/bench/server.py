@@ -46,6 +46,7 @@ class Server:
 
     def start(self, mode: Mode) -> None:
         """With an empty queue; `hold` keeps what comes, `relay` sends it on at once."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a bench that was cut off
         self.folder.mkdir(parents=True)
         self.run_server(self.configured(mode))
 
