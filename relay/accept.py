@@ -6,10 +6,9 @@ bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
 
 import asyncio
 import contextlib
-import tempfile
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from sqlite_utils import Database
 
@@ -19,7 +18,7 @@ from relay.compose import LOOP_HEADER
 from relay.config import Config
 from relay.directory import Directory, Unclear, Unknown
 from relay.draft import Draft, Envelope, Judged, Recipient, message_id
-from relay.examine import examine, is_only_text
+from relay.examine import examine, is_only_text, seekable
 from relay.mime import Message, Part, Scanner
 from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
@@ -186,7 +185,7 @@ class Transaction:
 
     async def _examine(self, part: Part) -> Content:
         def reopen() -> BinaryIO:
-            return _seekable(decoded_part(self._incoming.read, part.spans))
+            return seekable(decoded_part(self._incoming.read, part.spans))
 
         def look() -> Content:
             return examine(size=part.size, sha256=part.sha256, head=part.head, tail=part.tail, reopen=reopen)
@@ -299,12 +298,3 @@ def _refused_facts(j: Judged) -> dict[str, object]:
         "type": j.content.type,
         "reason": reason,
     }
-
-
-def _seekable(chunks: Iterable[bytes]) -> BinaryIO:
-    """A document to look around in: in memory while small."""
-    file = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # noqa: SIM115  # examine closes it
-    for chunk in chunks:
-        file.write(chunk)
-    file.seek(0)
-    return cast(BinaryIO, file)

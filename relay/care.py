@@ -60,8 +60,7 @@ async def _hash_baseline(config: Config, db: Database, writer: Writer) -> None:
     """Fills in the hashes of the baseline, a little at each run, so that a file moved later is known for sure."""
     end = time.monotonic() + HASHING
     for connection in connections.connections(db):
-        tree = ged.Tree(config.ged.root).within(connection.client_folder)
-        tree = tree.within(connection.folder) if connection.folder else tree
+        tree = ged.Tree(config.ged.root).within(connection.client_folder).within(connection.folder)
         while time.monotonic() < end and (rows := connections.unhashed(db, connection.id, 100)):
             found = await asyncio.to_thread(_hashes, tree, rows)
             await writer.write(partial(retention.put_hashes, number=connection.id, found=found))

@@ -9,11 +9,12 @@ a file is the business of whoever opens it: pixels are never decoded, scripts in
 
 import hashlib
 import re
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from relay import oledir, xmlread, zipdir, zipkind
 from rules import media
@@ -48,6 +49,15 @@ def examine_file(fileobj: BinaryIO) -> Content:
         head = head if len(head) == HEAD else (head + chunk)[:HEAD]
         tail = (tail + chunk)[-TAIL:]
     return _examine(_Sample(size, digest.hexdigest(), head, tail), lambda: nullcontext(fileobj))
+
+
+def seekable(chunks: Iterable[bytes]) -> BinaryIO:
+    """A document that comes in chunks, to look around in: what `reopen` gives. In memory while small."""
+    file = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # noqa: SIM115  # `examine` closes it
+    for chunk in chunks:
+        file.write(chunk)
+    file.seek(0)
+    return cast(BinaryIO, file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class Tree:
     expected: Identity | None = None
 
     def within(self, folder: str, expected: Identity | None = None) -> "Tree":
-        """The tree below `folder`; `expected` is that folder's own identity."""
+        """The tree below `folder`, this one for ""; `expected` is that folder's own identity."""
         return replace(self, folder=_join(self.folder, folder), expected=expected)
 
     def identity(self) -> Identity | GedAway:

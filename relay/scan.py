@@ -10,14 +10,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import BinaryIO
 
 from sqlite_utils import Database
 
 from relay import clock, compose, ged, ids, log
 from relay.commit import Writer
 from relay.config import Config
-from relay.examine import HEAD, TAIL, examine, examine_file
+from relay.examine import HEAD, TAIL, examine, examine_file, seekable
 from relay.spool import Incoming, Spool, write_new
 from relay.store import connections, intake
 from relay.store.connections import Connection
@@ -125,8 +124,7 @@ class Scanner:
         return Survey(connection, () if doubt else decisions, doubt, before)
 
     def _tree(self, connection: Connection) -> ged.Tree:
-        tree = ged.Tree(self._config.ged.root).within(connection.client_folder)
-        return tree.within(connection.folder) if connection.folder else tree
+        return ged.Tree(self._config.ged.root).within(connection.client_folder).within(connection.folder)
 
     def _nested(self, connection: Connection) -> frozenset[str]:
         """Folders that a nearer connection of the same application has for itself, relative to this one's."""
@@ -335,7 +333,7 @@ class Scanner:
             if not isinstance(copied, ged.Copied):
                 return
             file.seek(0)
-            content = _look_file(file, copied)
+            content = examine_file(file)
         judged = attachment.judge(content, rule)
         name = shown_name(seen)
         if isinstance(judged, attachment.Refuse):
@@ -386,16 +384,5 @@ def _chunks(raw: Incoming) -> Iterator[bytes]:
 def _look(raw: Incoming, sha256: str) -> Content:
     size = raw.size
 
-    def reopen() -> BinaryIO:
-        file = tempfile.TemporaryFile()  # noqa: SIM115  # whoever asked closes it
-        for chunk in _chunks(raw):
-            file.write(chunk)
-        file.seek(0)
-        return file
-
-    tail = raw.read(max(0, size - TAIL), TAIL)
-    return examine(size=size, sha256=sha256, head=raw.read(0, HEAD), tail=tail, reopen=reopen)
-
-
-def _look_file(file: BinaryIO, copied: ged.Copied) -> Content:
-    return replace(examine_file(file), sha256=copied.sha256)
+    head, tail = raw.read(0, HEAD), raw.read(max(0, size - TAIL), TAIL)
+    return examine(size=size, sha256=sha256, head=head, tail=tail, reopen=lambda: seekable(_chunks(raw)))

@@ -173,8 +173,7 @@ def _check_free(db: Any, pair: address.Pair, slug: str, folder: str, *, force: b
 def _tree(config: Config, client_folder: str, folder: str) -> "Tree":
     from relay import ged
 
-    tree = ged.Tree(config.ged.root).within(client_folder)
-    return tree.within(folder) if folder else tree
+    return ged.Tree(config.ged.root).within(client_folder).within(folder)
 
 
 Baseline = list[tuple[str, list[tuple[str, int, int, int, int, int]]]]

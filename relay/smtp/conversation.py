@@ -87,8 +87,7 @@ class Conversation(SMTP):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._reception = None
-        if not self._busy or self._received is not None:
-            self.drop_mail()
+        self.drop_mail()  # one whose end has come is no longer the session's to drop
         super().connection_lost(error)
 
     def receive(self, reception: Reception, then: Callable[[], Answer]) -> None:

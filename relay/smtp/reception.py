@@ -29,15 +29,10 @@ class Reception:
         self._normaliser = Normaliser() if limits.normalise else None
         self.refused: Reply | None = None
         self.complete = False
-        self.was_cut = False
 
     def feed(self, data: bytes) -> bytes:
         """Takes what is mail data and gives back what follows it."""
         raise NotImplementedError
-
-    def cut(self) -> None:
-        """The connection ended first."""
-        self.was_cut = not self.complete
 
     def end(self) -> None:
         if self._normaliser is not None:

@@ -1,4 +1,7 @@
-"""The tree on a real disk: every way a document gets there, every way out of the tree, every crash of a filing."""
+"""The tree on a real disk: every way a document gets there, every way out of the tree, every crash of a filing.
+
+Long because each of those ways is a story of its own.
+"""
 
 import hashlib
 import os

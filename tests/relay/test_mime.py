@@ -1,4 +1,7 @@
-"""What the scanner says of real and of damaged mail: structure, names, offsets, defects and limits."""
+"""What the scanner says of real and of damaged mail: structure, names, offsets, defects and limits.
+
+Long because it is one table of odd inputs after another.
+"""
 
 import tracemalloc
 from base64 import b64encode
