@@ -15,7 +15,6 @@ Limits: bytes rewritten in place with size and mtime put back are not noticed. A
 moved before its hash is known counts as a deposit, as does one renamed while the baseline is being taken (its ctime is
 renewed, as by a move in). Hard links to one inode that move together are told apart by name. Over 400 lines, of which
 a quarter names the decisions.
-Over 400 lines because the decisions are one union: what makes one makes the others impossible.
 """
 
 from collections import defaultdict
