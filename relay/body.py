@@ -24,6 +24,7 @@ HTML = 1024 * 1024
 MAX_CIDS = 10_000
 
 _CID = re.compile(rb"cid:([^\s\"'<>)\\]{1,1000})")
+_NO_LINE_END = bytes(sorted(set(range(256)) - set(b"\r\n")))
 _UUENCODED = re.compile(rb"^begin [0-7]{3,4} \S", re.MULTILINE)
 
 
@@ -61,7 +62,7 @@ class Body:
         self._inner = inner
         self._size = 0
         self._digest = sha256()
-        self._head = bytearray()
+        self._head: list[bytes] = []
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
         self._html = bytearray() if leaf.type == "text/html" else None
@@ -78,7 +79,7 @@ class Body:
             return
         self._digest.update(content)
         if self._size < HEAD:
-            self._head += content[: HEAD - self._size]
+            self._head.append(content[: HEAD - self._size])
         if self._html is not None and self._size < HTML:
             self._html += content[: HTML - self._size]
         self._size += len(content)
@@ -91,10 +92,10 @@ class Body:
     def close(self, length: int) -> Part:
         """The raw body had `length` bytes."""
         self.add(self.decoder.close())
-        head = bytes(self._head)
-        defects = {*self.leaf.defects, *self.decoder.defects}
+        head = b"".join(self._head)
+        defects = self.decoder.defects.union(self.leaf.defects)
         if self.leaf.type.startswith("text/") and b"begin " in head and _UUENCODED.search(head):
-            defects.add("uuencoded")
+            defects |= {"uuencoded"}
         return Part(
             leaf=replace(self.leaf, defects=tuple(sorted(defects))) if defects else self.leaf,
             spans=(Span(self.offset, length, self.encoding),),
@@ -134,6 +135,8 @@ class Ledger:
             self.eight_bit = not data.isascii()
         if not (self.bare_cr and self.bare_lf):
             pairs = data.count(b"\r\n")
+            if len(data.translate(None, _NO_LINE_END)) == 2 * pairs:  # the usual case: none that is no pair
+                return
             self.bare_cr = self.bare_cr or data.count(b"\r") != pairs
             self.bare_lf = self.bare_lf or data.count(b"\n") != pairs
 

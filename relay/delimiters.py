@@ -87,7 +87,8 @@ class Delimiters:
         dash = self._find(b"-", at)
         if dash == len(self._buffer):
             return dash
-        return min([self._find(needle, at) for needle in self._needles], default=len(self._buffer))
+        needles = self._needles
+        return min([self._find(needle, at) for needle in needles]) if len(needles) > 1 else self._find(needles[0], at)
 
     def _find(self, needle: bytes, at: int) -> int:
         # Each needle is searched once through the buffer, however many of the others are found before it.
@@ -106,10 +107,13 @@ class Delimiters:
             if not self._final and len(buffer) - at < LONGEST_LINE:
                 return None
             end = min(len(buffer), at + LONGEST_LINE)
+        if self._base + at > self._counted:
+            self._counted = self._base + at
+            self.most -= 1
+            if self.most < 0:
+                self.exhausted = True
+                return None
         line = buffer[at:end].rstrip(b" \t\r")
-        self._count(at)
-        if self.exhausted:
-            return None
         if not self._levels[-1]:
             self._adopt(line)
         found = self._lines.get(line)
@@ -117,12 +121,6 @@ class Delimiters:
             self.lookalikes = True
             return None
         return Delimiter(at, min(end + 1, len(buffer)), *found)
-
-    def _count(self, at: int) -> None:
-        if self._base + at > self._counted:
-            self._counted = self._base + at
-            self.most -= 1
-            self.exhausted = self.most < 0
 
     def _adopt(self, line: bytes) -> None:
         if line not in self._lines:

@@ -120,7 +120,7 @@ class _Base64:
         if self._rest:
             text = self._rest + text
         if self._padded or b"=" in text:
-            return self._generous(text)
+            return self._end(text)
         whole = len(text) & ~3
         try:
             content = b64decode(text[:whole], validate=True)
@@ -130,6 +130,17 @@ class _Base64:
         if self._rest and self._rest.translate(None, _ALPHABET):
             return content + self._generous(self._rest)
         return content
+
+    def _end(self, text: bytes) -> bytes:
+        """With a "=" in it: as most bodies end, padded as RFC 4648 §4 has it, or else read generously."""
+        if not self._padded and len(text) % 4 == 0:
+            try:
+                content = b64decode(text, validate=True)
+            except Error:
+                return self._generous(text)
+            self._rest, self._padded = b"", True
+            return content
+        return self._generous(text)
 
     def _generous(self, text: bytes) -> bytes:
         """Junk is skipped; padding ends a quantum, after which decoding goes on (some mailers join padded pieces)."""

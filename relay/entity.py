@@ -19,6 +19,8 @@ from rules.names import Parameters, file_name, parameters, raw_parameter, token
 Fields = tuple[tuple[str, bytes], ...]  # in order: name in lower case, value as written, folds included
 
 MAX_BOUNDARY = 1000
+SHORT, REMEMBERED = 256, 512  # bytes of a block whose meaning is remembered, and how many such blocks are
+PLAIN = 16 * 1024  # bytes of a block that may be plain: one that turns out not to be is read twice
 DECIDABLE = 2048  # more bytes than a line that is no field may have, and the start of the field after it
 
 _FIELD_START = rb"(?:[!-9;-~]{0,200}+[ \t]{0,200}+:|[ \t])"
@@ -27,6 +29,8 @@ _BLOCK = re.compile(
     rb"(?:>?From [^\n]{0,998}+\n)?"
     rb"(?:" + _FIELD_START + rb"[^\n]*+\n|(?!\r?\n)[^\n]{1,998}+\n(?=[A-Za-z][A-Za-z0-9-]{0,75}+:(?!/)))*"
 )
+# A whole block as most are: fields and their folds, none that may be a delimiter, and the blank line behind them.
+_PLAIN_BLOCK = re.compile(rb"((?:[!-,.-9;-~][!-9;-~]{0,199}+[ \t]{0,200}+:[^\n]*+\n(?:[ \t][^\n]*+\n)*)+)\r?\n")
 _FIELD_LINE = re.compile(_FIELD_START)
 _JUNK = re.compile(rb"\n(?!" + _FIELD_START + rb"|>?From |\Z)")
 _BLANK = re.compile(rb"\r?\n")
@@ -43,6 +47,12 @@ _TYPE = re.compile(rb"(?:\s|\((?:[^()\\]|\\.)*\))*\"?([^\s/;=\"()]++)(?:\s*+/\s*
 def block_end(buffer: bytes, start: int) -> int:
     """Where the header lines that are complete in `buffer` end; the blank line is not one of them."""
     return _BLOCK.match(buffer, start).end()  # type: ignore[union-attr]  # it matches the empty string
+
+
+def plain_block(buffer: bytes, start: int) -> tuple[int, int] | None:
+    """Where a block ends that leaves no question open, and its blank line; None where the other functions must look."""
+    found = _PLAIN_BLOCK.match(buffer, start, start + PLAIN)
+    return (found.end(1), found.end()) if found else None
 
 
 def blank_end(buffer: bytes, start: int) -> int:
@@ -110,6 +120,18 @@ class Entity:
     @property
     def is_fragment(self) -> bool:
         return self.type in ("message/partial", "message/external-body")  # RFC 2046 §5.2.2, §5.2.3
+
+
+def described(block: bytes, default_type: str) -> Entity:
+    """What a block says. Short ones recur from mail to mail (text/plain in UTF-8), but for those that name something."""
+    if len(block) > SHORT or b"name" in block or b"boundary" in block:
+        return entity(content_fields(block), default_type)
+    return _recurring(block, default_type)
+
+
+@lru_cache(REMEMBERED)
+def _recurring(block: bytes, default_type: str) -> Entity:
+    return entity(content_fields(block), default_type)
 
 
 def entity(found: Fields, default_type: str = "text/plain") -> Entity:

@@ -20,12 +20,12 @@ from relay.entity import (
     Place,
     blank_end,
     block_end,
-    content_fields,
-    entity,
+    described,
     fields,
     has_junk,
     is_field,
     is_undecided,
+    plain_block,
     trace_end,
 )
 from rules.names import text
@@ -70,9 +70,14 @@ class Message:
 @dataclass(slots=True)
 class _Multipart:
     place: Place
-    type: str
+    head: Entity
     count: int = 0  # parts begun
     closed: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """A delimiter of it has come."""
+        return self.count > 0 or self.closed
 
 
 LF = 0x0A
@@ -91,6 +96,7 @@ class Scanner:
         self._buffer = b""
         self._base = 0  # where the buffer begins in the message
         self._position = 0  # in the buffer; what is before it is done with
+        self._recorded = 0  # in the buffer; what is between here and the position is structure, not yet in the ledger
         self._final = False
         # A function and not a method of self: no cycle, so that the buffer is freed as soon as nobody has the scanner.
         self._step: Callable[[Scanner], bool] = Scanner._header
@@ -98,7 +104,7 @@ class Scanner:
         self._attached: tuple[Entity, Place] | None = None  # where the message being entered came from
         self._frames: list[_Multipart] = []
         self._delimiters = Delimiters(most=10 * limits.parts)
-        self._body: Body | None = None  # None in an epilogue
+        self._body: Body | None = None  # None in an epilogue, and in a preamble as long as it is empty
         self._inner: Scanner | None = None  # reads the body's content: an encoded message
         self._ledger = Ledger()
         self._headers: Fields | None = None
@@ -138,17 +144,23 @@ class Scanner:
         self._delimiters.begin(self._buffer, self._base)
         while self._step(self):
             pass
+        self._record(self._position)
         # One byte before the position stays: the line feed that begins a delimiter at the position.
         done = max(self._position - 1, 0)
         self._buffer = self._buffer[done:]
         self._base += done
         self._position -= done
+        self._recorded = self._position
         self._delimiters.begin(self._buffer, self._base)
 
     # --- the steps: each goes on from the position, and says whether another one can follow ---
 
     def _header(self) -> bool:
         buffer, start = self._buffer, self._position
+        plain = plain_block(buffer, start)
+        if plain and plain[0] - start <= self._limits.header_block:
+            end, self._position = plain
+            return self._enter(buffer[start:end])
         end = min(block_end(buffer + b"\n" if self._final else buffer, start), len(buffer))
         delimiter = self._delimiters.next(start, end)
         if delimiter:
@@ -163,9 +175,7 @@ class Scanner:
         self._position = end if delimiter else blank_end(buffer, end)
         if has_junk(buffer[start:end]) or not (delimiter or self._position > end or end == len(buffer)):
             self._defects.add("bad-header")
-        self._step = Scanner._content
-        self._enter(buffer[start:end], buffer[end : self._position])
-        return True
+        return self._enter(buffer[start:end])
 
     def _content(self) -> bool:
         start = self._position
@@ -178,15 +188,12 @@ class Scanner:
         self._take(start, end)
         self._position = end
         self._pass(delimiter)
-        self._ledger.structure(self._buffer[end : delimiter.stop])
         self._position = delimiter.stop
         return True
 
     def _rest(self) -> bool:
         """After a problem the rest is only looked at as bytes."""
-        end = self._delimiters.content_end(self._position)
-        self._ledger.structure(self._buffer[self._position : end])
-        self._position = end
+        self._position = self._delimiters.content_end(self._position)
         return False
 
     def _give_up(self, problem: Problem) -> bool:
@@ -203,8 +210,9 @@ class Scanner:
 
     # --- going in and out ---
 
-    def _enter(self, block: bytes, blank: bytes) -> None:
+    def _enter(self, block: bytes) -> bool:
         """The header block of an entity has been read; the position is at its body."""
+        self._step = Scanner._content
         attached, self._attached = self._attached, None
         if self._headers is None:
             self._headers = fields(block)
@@ -212,9 +220,8 @@ class Scanner:
             if attached is None:
                 trace = trace_end(block)
                 self._ledger.skip(block[:trace])
-                block = block[trace:]
-        self._ledger.structure(block + blank)
-        head = entity(content_fields(block), self._place.default_type)
+                self._recorded += trace
+        head = described(block, self._place.default_type)
         if attached and not block.strip():
             # No header at all: whatever was attached there is no message, so it is a document.
             declared, self._place = attached
@@ -227,20 +234,24 @@ class Scanner:
             self._open(head, "nested")
         else:
             self._open_message(head)
+        return True
 
     def _open(self, head: Entity, *defects: str) -> None:
         if head.is_fragment:
             self._problem = self._problem or "fragment"
         self._body = Body(self._place.leaf(head, *defects), head.encoding, self._base + self._position)
 
+    def _open_preamble(self, multipart: _Multipart, start: int) -> Body:
+        """Until a delimiter comes a multipart may be a leaf, as it is for readers who find none."""
+        self._body = Body(self._place.leaf(multipart.head, "no-parts"), multipart.head.encoding, self._base + start)
+        return self._body
+
     def _open_multipart(self, head: Entity) -> None:
         if len(self._frames) >= self._limits.depth:
             self._give_up("too-deep")
             return
         self._defects.update(head.defects)
-        # Until a delimiter comes it may be a leaf, as it is for readers who find none.
-        self._open(head, "no-parts")
-        self._frames.append(_Multipart(self._place, head.type))
+        self._frames.append(_Multipart(self._place, head))
         self._delimiters.push(head.boundaries)
 
     def _open_message(self, head: Entity) -> None:
@@ -257,13 +268,14 @@ class Scanner:
 
     def _pass(self, delimiter: Delimiter) -> None:
         """A delimiter has been reached; the position is at the line end before it."""
-        inside = delimiter.level == len(self._frames) - 1
         frame = self._frames[delimiter.level]
-        if self._body is not None and inside and frame.count == 0:
+        ended = self._frames[delimiter.level + 1 :]
+        if not ended and frame.count == 0:
             self._body = None  # it was the preamble
-        self._leave(self._frames[delimiter.level + 1 :])
-        del self._frames[delimiter.level + 1 :]
-        self._delimiters.cut(delimiter.level + 1)
+        self._leave(ended)
+        if ended:
+            del self._frames[delimiter.level + 1 :]
+            self._delimiters.cut(delimiter.level + 1)
         if not self._frames:
             return  # given up
         if delimiter.closing:
@@ -273,14 +285,19 @@ class Scanner:
             self._defects.add("ambiguous")  # most readers stopped at the closing delimiter
         frame.closed = False
         frame.count += 1
-        self._place = frame.place.part(frame.count, frame.type)
+        self._place = frame.place.part(frame.count, frame.head.type)
         self._step = Scanner._header
 
     def _leave(self, ended: list[_Multipart]) -> None:
         """What is open ends at the position, and the multiparts `ended` with it, closed or not."""
         body, inner = self._body, self._inner
+        if body is None:
+            if not ended:
+                return
+            if not ended[-1].begun:
+                body = self._open_preamble(ended[-1], self._position)
         self._body = self._inner = None
-        unterminated = any(not multipart.closed for multipart in ended)
+        unterminated = bool(ended) and any(not multipart.closed for multipart in ended)
         if unterminated:
             self._defects.add("unterminated")
         if body is None:
@@ -288,8 +305,8 @@ class Scanner:
         part = body.close(self._base + self._position - body.offset)
         if unterminated:
             part = _flawed(part, {"unterminated"})
-        if len(self._cids) < MAX_CIDS:
-            self._cids |= body.cids()
+        if len(self._cids) < MAX_CIDS and (cids := body.cids()):
+            self._cids |= cids
         if inner is None:
             self._ledger.body(part.spans[0].offset, part.spans[0].length, part.sha256)
             self._collect(part)
@@ -324,13 +341,24 @@ class Scanner:
 
     # --- bytes ---
 
+    def _record(self, end: int) -> None:
+        """What is outside the bodies of leaves, up to `end`."""
+        if end > self._recorded:
+            self._ledger.structure(self._buffer[self._recorded : end])
+
     def _take(self, start: int, end: int) -> None:
         """Bytes of a body, or of what surrounds the parts of a multipart."""
-        body = self._body
-        if body is None or (self._frames and self._frames[-1].count == 0):
-            self._ledger.structure(self._buffer[start:end])
-        if body is None:
+        if start == end:
             return
+        body = self._body
+        multipart = self._frames[-1] if self._frames else None
+        if multipart is not None and not multipart.begun:  # structure as well as, perhaps, the content of a leaf
+            body = body or self._open_preamble(multipart, start)
+        elif body is None:  # an epilogue
+            return
+        else:
+            self._record(start)
+            self._recorded = end
         if body.encoding == "base64" and end - start > FEWEST_REGULAR:
             start = self._take_regular(body, start, end)
         self._take_any(body, self._buffer[start:end])

@@ -66,6 +66,7 @@ def is_ignored(name: str) -> bool:
 MAX_NAME = 240  # bytes of UTF-8: file systems take 255, and " (999)" must fit
 
 _RESERVED = re.compile(r'[<>:"|?*]')
+_SEPARATOR = re.compile(r"[/\\]")
 # Windows takes the part before the first dot for a device, whatever follows.
 _DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]) *(?:\.|\Z)", re.IGNORECASE)
 # Letters after the last dot, few of them: "Facture 12.03.2024" and "M. Dupont" have no extension.
@@ -137,12 +138,13 @@ def numbered(name: str, number: int) -> str:
 
 def _clean(name: str) -> str:
     """The last component, NFC, of visible characters that no system reserves; no outer spaces, no outer dots."""
-    spaced = re.sub(r"[\t\r\n\v\f]+", " ", name)
-    visible = "".join(c for c in spaced if not _is_dropped(c))
+    if not name.isprintable() or not _INVISIBLE.isdisjoint(name):  # the others have nothing that is dropped
+        spaced = re.sub(r"[\t\r\n\v\f]+", " ", name)
+        name = "".join(c for c in spaced if not _is_dropped(c))
     # After the deletions: two characters that stood apart may compose now.
-    plain = _RESERVED.sub("_", unicodedata.normalize("NFC", visible))
-    components = (_trim(part) for part in re.split(r"[/\\]", plain))
-    return next((part for part in reversed(list(components)) if part), "")
+    plain = _RESERVED.sub("_", unicodedata.normalize("NFC", name))
+    components = (_trim(part) for part in reversed(_SEPARATOR.split(plain)))
+    return next(filter(None, components), "")
 
 
 def _trim(text: str) -> str:

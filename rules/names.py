@@ -28,6 +28,8 @@ _PARAMETER = re.compile(
     rb'(?:"((?:[^"\\]|\\.|"(?!\s*+(?:;|\(|\Z|[\w*.-]++=)))*)"?|([^;]*+))',
     re.DOTALL,
 )
+# A value with one parameter, quoted, and neither quote nor escape in it: what most mailers write of a name.
+_ONE_PARAMETER = re.compile(rb'[^;="()]++;\s*+([^\s;="()]++)="([^"\\\r\n]*+)"\s*+')
 _ESCAPE = re.compile(rb'\\(["\\])')
 _LAST_COMMENT = re.compile(rb"\s\([^()]*+\)\Z")
 _SECTION = re.compile(r"\*(\d{1,3})(\*?)")
@@ -53,6 +55,9 @@ def parameters(value: bytes) -> Parameters:
     found: list[tuple[str, bytes]] = []
     if b"=" not in value:
         return found
+    usual = _ONE_PARAMETER.fullmatch(value)
+    if usual:
+        return [(usual[1].decode("latin-1").lower(), usual[2])]
     for match in islice(_PARAMETER.finditer(unfolded(value)), MAX_PARAMETERS):
         name, quoted, bare = match.groups()
         found.append((name.decode("latin-1").lower(), _unquoted(quoted) if bare is None else _bare(bare)))
@@ -86,7 +91,11 @@ def file_name(disposition: Parameters, content_type: Parameters) -> str | None:
 
 def _name(found: Parameters, key: str) -> str:
     found = [parameter for parameter in found if parameter[0].startswith(key)]
-    joined = _extended(found, key) if found else None
+    if not found:
+        return ""
+    if len(found) == 1 and found[0][0] == key:
+        return _shortened(text(found[0][1]))
+    joined = _extended(found, key)
     if joined:
         value, charset = joined
         if name := _shortened(text(value) if charset is None else _decoded(value, charset)):
@@ -98,7 +107,7 @@ def _shortened(name: str) -> str:
     name = name.strip()
     if len(name) > MAX_NAME:
         name = name[: MAX_NAME - KEPT_END] + name[-KEPT_END:]
-    return unicodedata.normalize("NFC", name).strip()
+    return name if name.isascii() else unicodedata.normalize("NFC", name).strip()
 
 
 def _extended(found: Parameters, key: str) -> tuple[bytes, str | None] | None:

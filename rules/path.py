@@ -52,18 +52,19 @@ _DOMAIN = re.compile(
 )
 _LITERAL = re.compile(r"\[[!-Z^-~]+\]")
 _SOURCE_ROUTE = re.compile(r"(?:@[A-Za-z0-9.-]+,)*@[A-Za-z0-9.-]+:")
+_CONTROL = re.compile(rb"[\0-\x1f\x7f]")
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
 
 
 def parse(argument: bytes) -> Path | Problem:
     """`argument` is what follows "FROM:" or "TO:": `<a@b> SIZE=1`. The null path is accepted here; RCPT refuses it."""
-    if any(byte < 0x20 or byte == 0x7F for byte in argument):
-        return Problem.MALFORMED
     try:
-        text = argument.decode("ascii").strip(" ")
+        text = argument.decode("ascii")
     except UnicodeDecodeError:
-        return _not_ascii(argument)
-    inside, rest = _cut_path(text)
+        return Problem.MALFORMED if _CONTROL.search(argument) else _not_ascii(argument)
+    if not text.isprintable():  # in ASCII: no control
+        return Problem.MALFORMED
+    inside, rest = _cut_path(text.strip(" "))
     if inside is None:
         return Problem.SYNTAX
     parameters: dict[str, str] = {}
@@ -88,19 +89,24 @@ def _cut_path(text: str) -> tuple[str | None, str]:
     if not text.startswith("<"):
         word, _, rest = text.partition(" ")
         return (word if word and not set(word) & set('<>"(),:;[]\\') else None), rest
+    at = text.find(">") if '"' not in text else _closing_bracket(text)
+    if at < 0 or text[at + 1 : at + 2] not in ("", " "):
+        return None, ""
+    return text[1:at], text[at + 1 :]
+
+
+def _closing_bracket(text: str) -> int:
     at = 1
     while at < len(text) and text[at] != ">":
         quoted = _QUOTED.match(text, at) if text[at] == '"' else None
         at = quoted.end() if quoted else at + 1
-    if at >= len(text) or text[at + 1 : at + 2] not in ("", " "):
-        return None, ""
-    return text[1:at], text[at + 1 :]
+    return at if at < len(text) else -1
 
 
 def _address(inside: str, parameters: Mapping[str, str]) -> Path | Problem:
     if not inside:
         return Path("", "", parameters)
-    route = _SOURCE_ROUTE.match(inside)
+    route = _SOURCE_ROUTE.match(inside) if inside[0] == "@" else None
     if route:
         inside = inside[route.end() :]  # RFC 5321 appendix C: stripped, never followed
     quoted = _QUOTED.match(inside)

@@ -18,7 +18,11 @@ class DotDecoder:
         data = self._held + data
         if b"." not in data:  # one memchr: the usual case inside base64
             return self._out(self._hold(data)), None
-        end = data.find(_END)
+        dot = data.find(b"\r\n.")
+        if dot >= 0 and data.startswith(_END, dot):  # the usual end: no dot was stuffed before it
+            self._held = b""
+            return self._out(data[: dot + 2]), data[dot + 5 :]
+        end = data.find(_END, dot) if dot >= 0 else -1
         if end >= 0:
             self._held = b""
             return self._out(_unstuffed(data[: end + 2])), data[end + 5 :]

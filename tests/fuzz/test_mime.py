@@ -11,8 +11,10 @@ from hashlib import sha256
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from relay import encodings, entity
 from relay.encodings import Decoder, Encoding
 from relay.mime import Limits, Message, Scanner, decoded
+from rules.names import parameters
 
 ROOMY = Limits(depth=100, message_depth=100, quantum=1)
 Leaves = list[tuple[str, bytes]]  # type, content
@@ -253,3 +255,80 @@ def test_regular_lines_are_claimed_only_where_the_slow_way_finds_the_same(
         if claimed:
             assert claimed == slow.feed(data[:stop])
             assert not slow.defects and not re.search(rb"[^A-Za-z0-9+/\r\n]|\r(?!\n)|(?<!\r)\n", data[:stop])
+
+
+ends = st.lists(st.sampled_from([b"QUJD", b"QQ==", b"QUI=", b"QR==", b"=", b"Q", b"-", b"QUJD" * 40]), max_size=12)
+
+
+@given(ends.map(b"".join).filter(lambda text: b"=" in text))
+@example(b"QUJDQQ==")
+@example(b"QR==")
+def test_the_usual_end_of_base64_is_read_as_the_generous_way_reads_it(text: bytes) -> None:
+    usual, generous = encodings._Base64(), encodings._Base64()
+    assert usual._end(text) == generous._generous(text)
+    assert vars(usual) == vars(generous)
+
+
+# --- the short ways through header blocks ----------------------------------------------------------------------------
+
+LINES = [b"A: b\r\n", b"\t fold\r\n", b" \r\n", b"--b1\r\n", b"--b1: x\r\n", b"-x: y\r\n", b"junk\r\n", b"From x\r\n"]
+LINES += [b"\r\n", b"\n", b"\r", b"a b: c\n", b"Content-Type : text/plain\n", b":\n", b"caf\xc3\xa9: x\r\n"]
+LINES += [b"x" * 201 + b": y\r\n", b"x" * 200 + b": y\r\n", b"a" + b" " * 201 + b": z\r\n", b"http://x\r\n"]
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=8).map(b"".join), st.lists(st.sampled_from(LINES), max_size=2))
+@example(b"A: b\r\n\r\n", [])
+def test_a_plain_block_is_what_the_long_way_would_find(block: bytes, before: list[bytes]) -> None:
+    start = len(b"".join(before))
+    data = b"".join(before) + block
+    found = entity.plain_block(data, start)
+    if found is None:
+        return
+    end, stop = found
+    assert end == entity.block_end(data, start) and stop == entity.blank_end(data, end) > end
+    assert not entity.is_undecided(data, end) and not entity.has_junk(data[start:end])
+    assert b"\n--" not in b"\n" + data[start:end]
+
+
+WORDS = [
+    b"Content-Type: ",
+    b"Content-Disposition: ",
+    b"text/plain",
+    b"attachment",
+    b"; charset=utf-8",
+    b"\r\n",
+    b"\r\n ",
+]
+WORDS += [b"Content-Transfer-Encoding: base64\r\n", b"; Name=a", b"; boundary=b"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=8).map(b"".join), st.sampled_from(["text/plain", "message/rfc822"]))
+def test_what_is_remembered_of_a_block_is_what_it_says(block: bytes, default_type: str) -> None:
+    said = entity.entity(entity.content_fields(block), default_type)
+    assert entity.described(block, default_type) == said == entity.described(block, default_type)
+
+
+PIECES = [
+    b"application/pdf",
+    b";",
+    b"; ",
+    b";\r\n\t",
+    b"name",
+    b"=",
+    b'"',
+    b"\\",
+    b"(c)",
+    b" ",
+    b"a.pdf",
+    b"\xe9",
+    b"\r",
+    b"\x0b",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=10).map(b"".join) | st.binary(max_size=20))
+@example(b' a/b;\r\n\tname="x y.pdf" ')
+def test_one_quoted_parameter_is_read_as_the_long_way_reads_it(value: bytes) -> None:
+    # A semicolon behind it says nothing more, and is not what the short way knows.
+    if value.rstrip().endswith(b'"') and value.count(b'"') == 2 and b"\\" not in value:
+        assert parameters(value) == parameters(value + b";")

@@ -6,6 +6,7 @@ from datetime import date
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rules import filing
 from rules.filing import IGNORED, SLUG, is_ignored, numbered, safe_name, slug
 
 DAY = date(2026, 11, 24)
@@ -32,6 +33,11 @@ def test_a_safe_name_is_one_visible_component_that_every_system_takes(name: str 
     assert stem and dot and extension.isascii() and extension.isalnum() and len(extension) <= 5
     devices = {"CON", "PRN", "AUX", "NUL", *(f"{d}{n}" for d in ("COM", "LPT") for n in range(10))}
     assert safe.partition(".")[0].rstrip(" ").upper() not in devices
+
+
+def test_no_character_that_is_printed_is_dropped_but_the_invisible_ones() -> None:
+    printed = [chr(point) for point in range(0x110000) if chr(point).isprintable()]
+    assert {character for character in printed if filing._is_dropped(character)} == filing._INVISIBLE
 
 
 @given(awkward | st.none(), types)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -317,7 +318,7 @@ def test_trouble_with_libmagic_is_not_the_senders(monkeypatch: pytest.MonkeyPatc
 
     def look() -> None:
         try:
-            seen(d.pdf())
+            seen(d.text())
         except BaseException as error:
             caught.append(error)
 
@@ -332,7 +333,14 @@ def test_trouble_with_reading_is_not_the_senders() -> None:
         raise FileNotFoundError("gone")
 
     with pytest.raises(ExamineError, match="gone"):
-        facts_of(d.docx(), reopen)
+        facts_of(docx_with("word/media/image1.bin", random.Random(1).randbytes(HEAD)), reopen)
+
+
+def test_a_document_that_is_whole_in_its_head_is_not_read_again() -> None:
+    def reopen() -> BinaryIO:
+        raise AssertionError("opened again")
+
+    assert facts_of(d.docx(), reopen).archive is Archive.OFFICE
 
 
 def test_threads_do_not_mix_their_answers() -> None:
