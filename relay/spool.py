@@ -5,6 +5,7 @@ batch durable; a large one has a file of its own, written while it arrives. A ke
 or `f/DAY/NAME`. Limits: a segment's space comes back only when all its messages are past their retention.
 """
 
+import fcntl
 import os
 import re
 import time
@@ -142,6 +143,9 @@ class Spool:
     def _open_segment(self) -> int:
         path = self._root / "segments" / self._segment
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(
+            fd, fcntl.LOCK_SH
+        )  # as long as we may write to it, nobody removes it; let go by our end, whatever it is
         _sync_folder(path.parent)
         return fd
 
@@ -202,7 +206,19 @@ class Spool:
         return [name for name in names if (folder / name).stat().st_mtime < latest]
 
     def remove_segment(self, name: str) -> None:
-        (self._root / "segments" / name).unlink(missing_ok=True)
+        """Unless a process may still append to it: a quiet month leaves its segment open, and old."""
+        path = self._root / "segments" / name
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
 
     def remove_empty_days(self) -> None:
         for day in os.listdir(self._root / "files"):

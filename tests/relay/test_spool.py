@@ -165,6 +165,7 @@ def test_nobody_else_may_read(spool: Spool, tmp_path: Path) -> None:
 def test_care_removes_files_segments_and_empty_days(spool: Spool, tmp_path: Path) -> None:
     key = write_new(spool, [b"x" * (SMALL + 1)], name="m1", day=DAY).settle()
     spool.append([b"old"])
+    spool.close()
     later = Spool(tmp_path / "spool", lambda: "new")  # the next process
     later.append([b"new"])
     long_ago = time.time() - 1000
@@ -179,6 +180,19 @@ def test_care_removes_files_segments_and_empty_days(spool: Spool, tmp_path: Path
     later.remove_empty_days()
     assert sorted(path.name for path in (tmp_path / "spool").rglob("*")) == ["files", "new", "segments"]
     later.close()
+
+
+def test_a_segment_that_may_still_be_written_to_is_not_removed(spool: Spool, tmp_path: Path) -> None:
+    """The daemon of a quiet month has one open that is old and referred to by nobody."""
+    spool.append([b"long gone"])
+    other = Spool(tmp_path / "spool", lambda: "of-a-run")
+    other.remove_segment("segment1")
+    (key,) = spool.append([b"an invoice"])
+    assert content(other, key) == b"an invoice"
+    spool.close()
+    other.remove_segment("segment1")
+    with pytest.raises(SpoolError):
+        content(other, key)
 
 
 def test_the_share_that_is_free(spool: Spool) -> None:
