@@ -7,13 +7,13 @@ bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO
 
 from sqlite_utils import Database
 
 from relay import clock, ids, log
-from relay.commit import Writer
+from relay.commit import Commits
 from relay.compose import LOOP_HEADER
 from relay.config import Config
 from relay.directory import Directory, Unclear, Unknown
@@ -37,7 +37,7 @@ class Intake:
     """One per process; it holds what every mail needs and nothing of any one mail."""
 
     def __init__(
-        self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Writer, directory: Directory, token_key: bytes
+        self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Commits, directory: Directory, token_key: bytes
     ) -> None:
         self.config = config
         self.ruleset = ruleset
@@ -221,7 +221,7 @@ class Transaction:
             documents=tuple(_refused_facts(j) for j in judged),
             reply=f"{reply.code} {reply.enhanced} {reply.text()}",
         )
-        await self._door.writer.write(lambda db, _: intake.record_refusal(db, refusal))
+        await self._door.writer.write(partial(_add_refusal, refusal))
         log.refused(self.id, reply)
 
     # --- commit -----------------------------------------------------------------------------------------------------
@@ -230,13 +230,8 @@ class Transaction:
         accepted = self._draft().rows(message, judged, self._bounces())
         body = self._incoming.small
         key = "" if body is not None else await asyncio.to_thread(self._incoming.settle)
-
-        def add(db: Database, appended: str) -> intake.Committed:
-            placed = replace(accepted.message, spool=appended or key)
-            return intake.commit(db, replace(accepted, message=placed))
-
         try:
-            committed = await self._door.writer.write(add, body)
+            committed = await self._door.writer.write(partial(_add, accepted, key), body)
         except Exception:  # one that is cancelled here cannot know: the rows may well be written
             self._forget(key)
             raise
@@ -268,6 +263,17 @@ class Transaction:
         read = bounce.read(self._incoming.read(0, MAX_REPORT))
         report = read if isinstance(read, bounce.Bounce) else None
         return tuple((token, report) for token in tokens)
+
+
+# What is written where the writer is, which may be another process: functions of this module, so that they can be sent.
+
+
+def _add(accepted: intake.Accepted, key: str, db: Database, appended: str) -> intake.Committed:
+    return intake.commit(db, accepted, spool=appended or key)
+
+
+def _add_refusal(refusal: intake.Refusal, db: Database, _: str) -> None:
+    intake.record_refusal(db, refusal)
 
 
 _PROBLEMS = {

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlite_utils import Database
 
@@ -33,8 +33,14 @@ class _Job:
     future: "asyncio.Future[Any]"
 
 
+class Commits(Protocol):
+    """What makes changes durable: the writer here, or a worker's way to it."""
+
+    def write(self, change: Change[T], body: bytes | None = None) -> "asyncio.Future[T]": ...
+
+
 class Writer:
-    """The only writer of this process. `write` returns once the change is durable, or raises what went wrong."""
+    """The only writer of a daemon. `write` returns once the change is durable, or raises what went wrong."""
 
     def __init__(self, db: Database, spool: Spool) -> None:
         db.conn.execute("PRAGMA busy_timeout = 0")  # the loop must not wait for another process: it asks again

@@ -51,6 +51,7 @@ class Smtp:
     bare_newlines: Literal["refuse", "normalise"] = "refuse"
     certificate: str = ""
     key: str = ""
+    processes: int = 2
 
 
 @dataclass(frozen=True, slots=True)

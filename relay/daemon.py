@@ -13,8 +13,9 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlite_utils import Database
@@ -23,13 +24,17 @@ from relay import care, clock, flush, ids, log, sign
 from relay.accept import Intake
 from relay.commit import Writer
 from relay.config import Config, load_rules
+from relay.crew import Crew
 from relay.directory import Directory, list_clients
 from relay.filing import Filing
 from relay.sign import Signer
-from relay.smtp.listener import Listener, bind
+from relay.smtp.listener import Listener, addresses, bind
 from relay.spool import Spool
 from relay.store.database import open_for_reading, open_for_writing
+from relay.worker import Orders
 from rules.ruleset import RuleSet
+
+ALONE_WITHIN = 5.0  # seconds for what a killed daemon leaves behind to end
 
 
 class StartError(RuntimeError):
@@ -105,34 +110,46 @@ async def means(config: Config, ruleset: RuleSet) -> AsyncIterator[flush.Means]:
 
 
 @contextlib.contextmanager
-def _alone(data: Path) -> Iterator[None]:
-    """One daemon for one data folder."""
+def _alone(data: Path) -> Iterator[int]:
+    """One daemon for one data folder: the descriptor of the lock, which its workers hold with it.
+
+    After a crash they are gone in a moment; until then they might commit a mail whose file we would take for an orphan.
+    """
     fd = os.open(data / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + ALONE_WITHIN
+    try:
+        while not _locked(fd):
+            if time.monotonic() > deadline:
+                raise StartError(f"{data}: another relay serves from here. Remedy: stop it first.")
+            time.sleep(0.02)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
-        raise StartError(f"{data}: another relay serves from here. Remedy: stop it first.") from None
-    try:
-        yield
-    finally:
-        os.close(fd)
+        return False
+    return True
 
 
 async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callable[[list[str]], None]) -> None:
     """Until SIGTERM or SIGINT. `welcome` is told the addresses once mail is taken."""
     ruleset = load_rules(config)
-    sockets = bind(config)
+    shares = bind(config)
     config.relay.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     take_identity(config.relay.data)
-    with _alone(config.relay.data):
+    with _alone(config.relay.data) as alone:
         async with means(config, ruleset) as tools:
-            await _serve(tools, sockets, reload=reload, welcome=welcome)
+            await _serve(tools, shares, alone, reload=reload, welcome=welcome)
 
 
 async def _serve(
     tools: flush.Means,
-    sockets: list[socket.socket],
+    shares: list[list[socket.socket]],
+    alone: int,
     *,
     reload: Callable[[], Config],
     welcome: Callable[[list[str]], None],
@@ -154,10 +171,13 @@ async def _serve(
     intake.on_filings = filing.wake
     clockwork = flush.Clockwork(replace(tools, db=open_for_reading(config.database)))
     listener = Listener(intake)
-    stop = _signals(lambda: _reload(reload, intake, filing, clockwork))
+    crew = Crew(tools.writer, on_filings=filing.wake, lost=listener.start)
+    parts = _Parts(intake, filing, clockwork, crew, tools.token_key)
+    stop = _signals(lambda: parts.reload(reload))
     workers = [asyncio.create_task(filing.work()), asyncio.create_task(clockwork.work())]
     try:
-        bound = await listener.start(sockets)
+        await _take_mail(listener, crew, shares, parts.orders(config, tools.ruleset), alone)
+        bound = addresses(shares[0])
         log.serving(" ".join(bound))
         welcome(bound)
         _notify("READY=1")
@@ -165,13 +185,23 @@ async def _serve(
         log.stopping("signal" if failed is None else "failure")
     finally:
         _notify("STOPPING=1")
-        await listener.stop()
+        await asyncio.gather(listener.stop(), crew.stop())
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await intake.settled()
     if failed is not None:
         raise failed
+
+
+async def _take_mail(
+    listener: Listener, crew: Crew, shares: list[list[socket.socket]], orders: Orders, alone: int
+) -> None:
+    """In this process where it is the only one, else in workers: this one is then left to write, to file and to run."""
+    if len(shares) == 1:
+        await listener.start(shares[0])
+    else:
+        await crew.start(shares, orders, lock=alone)
 
 
 async def _first(stop: asyncio.Event, workers: "list[asyncio.Task[None]]") -> BaseException | None:
@@ -199,19 +229,33 @@ def _signals(on_hangup: Callable[[], None]) -> asyncio.Event:
     return stop
 
 
-def _reload(read: Callable[[], Config], intake: Intake, filing: Filing, clockwork: flush.Clockwork) -> None:
-    """SIGHUP: settings and rules are read again; what cannot be used leaves the old ones standing."""
-    try:
-        config = read()
-        ruleset = load_rules(config)
-        signing = signer(config)
-    except Exception as error:
-        log.trouble("reload", error)
-        return
-    intake.adopt(config, ruleset)
-    filing.adopt(config, ruleset)
-    clockwork.adopt(config, ruleset, signing)
-    log.reloaded()
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is told of new settings."""
+
+    intake: Intake
+    filing: Filing
+    clockwork: flush.Clockwork
+    crew: Crew
+    token_key: bytes
+
+    def orders(self, config: Config, ruleset: RuleSet) -> Orders:
+        return Orders(config, ruleset, self.token_key)
+
+    def reload(self, read: Callable[[], Config]) -> None:
+        """SIGHUP: settings and rules are read again; what cannot be used leaves the old ones standing."""
+        try:
+            config = read()
+            ruleset = load_rules(config)
+            signing = signer(config)
+        except Exception as error:
+            log.trouble("reload", error)
+            return
+        self.intake.adopt(config, ruleset)
+        self.filing.adopt(config, ruleset)
+        self.clockwork.adopt(config, ruleset, signing)
+        self.crew.tell(self.orders(config, ruleset))
+        log.reloaded()
 
 
 def _notify(state: str) -> None:

@@ -8,12 +8,13 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlite_utils import Database
 
 from relay import clock, ged
-from relay.commit import Writer
+from relay.commit import Commits
 from relay.store import directory
 from relay.store.database import transaction
 from rules.address import Registered
@@ -36,7 +37,7 @@ class Unclear:
 class Directory:
     """Read on the event loop from a connection of its own; one small query says whether anything changed."""
 
-    def __init__(self, db: Database, writer: Writer, root: Path) -> None:
+    def __init__(self, db: Database, writer: Commits, root: Path) -> None:
         self._db = db
         self._writer = writer
         self._root = root
@@ -88,12 +89,15 @@ def _first_level(root: Path) -> tuple[str, list[directory.Folder]] | None:
     return f"{top[0]}:{top[1]}", folders
 
 
-async def list_again(writer: Writer, root: Path) -> None:
+def _merge(root: str, folders: list[directory.Folder], at: str, db: Database, _: str) -> None:
+    directory.merge_listing(db, root, folders, at)
+
+
+async def list_again(writer: Commits, root: Path) -> None:
     """Lists the GED's root into the store, in a process that serves; where the GED is away the last list stands."""
     listed = await asyncio.to_thread(_first_level, root)
     if listed is not None:
-        at = clock.stamp(clock.now())
-        await writer.write(lambda db, _: directory.merge_listing(db, *listed, at))
+        await writer.write(partial(_merge, *listed, clock.stamp(clock.now())))
 
 
 def list_clients(db: Database, root: Path) -> bool:

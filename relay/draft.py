@@ -5,7 +5,7 @@ Knows alone: how many deliveries a mail gives rise to, and what each of them say
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parseaddr
 
@@ -76,13 +76,14 @@ class Draft:
     origins: frozenset[str]
 
     def rows(self, message: Message, judged: Sequence[Judged], bounces: Bounces) -> intake.Accepted:
-        """Everything the mail adds; its spool key is filled in by whoever makes its bytes durable."""
-        documents = tuple(self._document(number, j) for number, j in enumerate(judged, 1))
-        deliveries = _Deliveries(self, message, documents)
+        """Everything the mail adds."""
+        documents = tuple([self._document(number, j) for number, j in enumerate(judged, 1)])
+        told = self._message(message)
+        deliveries = _Deliveries(self, told, documents)
         for recipient in self.recipients:
             deliveries.add(recipient)
         return intake.Accepted(
-            message=self._message(message),
+            message=told,
             recipients=tuple({r.address: self._recipient(r) for r in self.recipients}.values()),
             documents=documents,
             deliveries=tuple(deliveries.made),
@@ -104,7 +105,6 @@ class Draft:
             trusted=int(envelope.peer.trusted),
             tls=envelope.tls,
             body="8bit" if message.eight_bit else "7bit",
-            spool="",
             origin=self._origin(message),
             foreign=envelope.peer.trusted and message.received_count > 0,
         )
@@ -139,7 +139,7 @@ def message_id(message: Message) -> str:
 class _Deliveries:
     """What one mail gives rise to: one sending per collector, one filing per document and client."""
 
-    def __init__(self, of: Draft, message: Message, documents: Sequence[intake.NewDocument]) -> None:
+    def __init__(self, of: Draft, message: intake.NewMessage, documents: Sequence[intake.NewDocument]) -> None:
         config = of.config
         self.made: list[intake.NewDelivery] = []
         self._of = of
@@ -147,8 +147,7 @@ class _Deliveries:
         self._documents = tuple(d.id for d in documents if d.skipped is None)
         self._sizes = {d.id: d.size for d in documents}
         self._targets: set[str] = set()
-        due_at = lifecycle.next_run(of.now, config.run.every)
-        self._created, self._due = clock.stamp(of.now), clock.stamp(due_at)
+        self._due = clock.stamp(lifecycle.next_run(of.now, config.run.every))
         self._expires = clock.stamp(of.now + config.delivery.give_up_after)
         # One token a transaction; the null sender stays null, for nobody waits for that answer (RFC 5321 §4.5.5).
         self._token = ids.token(of.token_key) if of.envelope.sender else ""
@@ -172,17 +171,21 @@ class _Deliveries:
         self._targets.add(target.lower())
         kept = rule is None and not self._of.config.relay.postmaster
         self.made.append(
-            replace(
-                self._blank(recipient),
+            intake.NewDelivery(
+                id=self._next_id(),
                 kind="send",
                 route=rule.name if rule else "postmaster",
                 client=client,
+                recipient=recipient.address,
                 target=target,
                 state=State.HELD if kept else State.WAITING,
                 reason=Reason("kept") if kept else None,
+                created_at=self._message.received_at,
+                due_at=self._due,
+                expires_at=self._expires,
                 sender=self._sender,
                 token=self._token,
-                outbound_message_id=message_id(self._message),
+                outbound_message_id=self._message.message_id,
                 size=self._message.size,
                 documents=self._documents,
                 origins=rule.origins if rule else frozenset(),
@@ -195,25 +198,26 @@ class _Deliveries:
             return
         self._targets.add(f"file:{client}")
         for document in self._documents:
-            blank = replace(self._blank(recipient), route=rule.name, client=client, target=recipient.address)
-            self.made.append(replace(blank, documents=(document,), size=self._sizes[document], due_at=self._created))
+            self.made.append(
+                intake.NewDelivery(
+                    id=self._next_id(),
+                    kind="file",
+                    route=rule.name,
+                    client=client,
+                    recipient=recipient.address,
+                    target=recipient.address,  # the folder, once it is filed
+                    state=State.WAITING,
+                    reason=None,
+                    created_at=self._message.received_at,
+                    due_at=self._message.received_at,
+                    expires_at=self._expires,
+                    sender="",
+                    token="",
+                    outbound_message_id="",
+                    size=self._sizes[document],
+                    documents=(document,),
+                )
+            )
 
-    def _blank(self, recipient: Recipient) -> intake.NewDelivery:
-        return intake.NewDelivery(
-            id=f"{self._of.id}-{len(self.made) + 1}",
-            kind="file",
-            route="",
-            client="",
-            recipient=recipient.address,
-            target="",
-            state=State.WAITING,
-            reason=None,
-            created_at=self._created,
-            due_at=self._due,
-            expires_at=self._expires,
-            sender="",
-            token="",
-            outbound_message_id="",
-            size=0,
-            documents=(),
-        )
+    def _next_id(self) -> str:
+        return f"{self._of.id}-{len(self.made) + 1}"

@@ -64,6 +64,11 @@ def trouble(where: str, error: BaseException) -> None:
     _log.error(_line("trouble", {"id": where, "error": repr(text)}))
 
 
+def worker_lost(pid: int) -> None:
+    """One process less takes mail: its connections are taken over, its core is not."""
+    _log.error(_line("worker-lost", {"pid": pid}))
+
+
 def client_unclear(slug: str, why: str) -> None:
     _warn("client-unclear", client=slug, why=why)
 

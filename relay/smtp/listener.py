@@ -1,6 +1,6 @@
 """The listening sockets: who may connect, how many at once, and with which certificate.
 
-Knows alone: the limits on connections, and when a changed certificate is read again.
+Knows alone: the limits on connections, and when a changed certificate is read again. Limits: each process counts its own.
 """
 
 import asyncio
@@ -25,29 +25,47 @@ BACKLOG = 512
 STOP_WITHIN = 30.0  # seconds for mail data in progress
 
 
-def bind(config: Config) -> list[socket.socket]:
-    """A socket for every address of [smtp] listen: before privileges are dropped. Raises OSError, naming the address."""
-    sockets = []
+def bind(config: Config) -> list[list[socket.socket]]:
+    """For each of [smtp] processes a socket on every address of [smtp] listen: before privileges are dropped.
+
+    The kernel spreads connections over the sockets of one port (SO_REUSEPORT, socket(7)). Raises OSError, naming the
+    address.
+    """
+    shares: list[list[socket.socket]] = [[] for _ in range(config.smtp.processes)]
     for text in config.smtp.listen:
         host, port = endpoint(text)
         try:
-            for family, kind, number, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                sock = socket.socket(family, kind, number)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind(address)
-                sockets.append(sock)
+            for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                # Alone at first: who joins a port that another relay serves would take half of its mail.
+                with _bound(family, kind, address) as alone:
+                    address = alone.getsockname()
+                for share in shares:
+                    share.append(_bound(family, kind, address, socket.SO_REUSEPORT))
         except OSError as error:
             raise OSError(
                 error.errno, f"{text}: {error.strerror}. Remedy: see what listens there, or [smtp] listen"
             ) from None
-    return sockets
+    return shares
 
 
-def _shown(address: tuple[Any, ...]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _bound(family: int, kind: int, address: Any, *options: int) -> socket.socket:
+    sock = socket.socket(family, kind)
+    try:
+        for option in (socket.SO_REUSEADDR, *options):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def addresses(sockets: Sequence[socket.socket]) -> list[str]:
+    """As bound, "host:port"."""
+    places = [sock.getsockname()[:2] for sock in sockets]
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places]
 
 
 class Listener:
@@ -63,13 +81,12 @@ class Listener:
         self._tls_seen: tuple[int, int] | None = None
         self._stopping = False
 
-    async def start(self, sockets: Sequence[socket.socket]) -> list[str]:
-        """Listens on what `bind` gave; the addresses as bound, "host:port"."""
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Listens on one share of what `bind` gave, or on another one too."""
         self.tls_context()
         for sock in sockets:
             server = await self.loop.create_server(lambda: Session(self), sock=sock, backlog=BACKLOG)
             self._servers.append(server)
-        return [_shown(sock.getsockname()) for sock in sockets]
 
     async def stop(self) -> None:
         """No new connection; idle ones get 421; mail data in progress is finished and answered."""

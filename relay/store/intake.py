@@ -26,7 +26,7 @@ _UNDONE = tuple(COUNTS_NOT_AS_DONE)
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """Times are stamps (relay.clock). `spool` is where its bytes are durable already."""
+    """Times are stamps (relay.clock)."""
 
     id: str
     received_at: str
@@ -40,7 +40,6 @@ class NewMessage:
     trusted: int
     tls: str
     body: str
-    spool: str
     origin: str
     foreign: bool  # handled by another host before a trusted peer gave it to us
 
@@ -108,8 +107,8 @@ class Committed:
     filings: int = 0
 
 
-def commit(db: Database, accepted: Accepted) -> Committed:
-    """Adds one mail, inside the caller's transaction."""
+def commit(db: Database, accepted: Accepted, *, spool: str) -> Committed:
+    """Adds one mail, inside the caller's transaction; `spool` is where its bytes are durable before it commits."""
     earlier = _repeats(db, accepted)
     if earlier:
         return_to = next(iter(earlier.values()))
@@ -122,7 +121,7 @@ def commit(db: Database, accepted: Accepted) -> Committed:
         accepted = replace(accepted, recipients=remaining, deliveries=deliveries)
     deliveries = tuple(_judged_by_origin(db, accepted, delivery) for delivery in accepted.deliveries)
     again = _again(db, deliveries, {d.id: d.sha256 for d in accepted.documents})
-    _insert(db, replace(accepted, deliveries=deliveries))
+    _insert(db, replace(accepted, deliveries=deliveries), spool)
     write(db, accepted.message.received_at, "smtp", [*_told(accepted, deliveries), *again])
     if accepted.message.foreign:
         set_meta(db, FOREIGN, accepted.message.received_at)
@@ -221,10 +220,10 @@ created_at, due_at, expires_at, sender, token, outbound_message_id, size) VALUES
 _LINK = "INSERT INTO delivery_document (delivery, document, sha256, target) VALUES (?, ?, ?, ?)"
 
 
-def _insert(db: Database, accepted: Accepted) -> None:
+def _insert(db: Database, accepted: Accepted, spool: str) -> None:
     m, conn = accepted.message, db.conn
     row = (m.id, m.received_at, m.message_id, m.content_hash, m.size, m.peer, m.helo, m.protocol, m.sender, m.trusted)
-    conn.execute(_MESSAGE, (*row, m.tls, m.body, m.spool, m.origin))
+    conn.execute(_MESSAGE, (*row, m.tls, m.body, spool, m.origin))
     conn.executemany(_RECIPIENT, [(m.id, r.address, r.typed, r.route, r.rule) for r in accepted.recipients])
     conn.executemany(_DOCUMENT, [_document_row(d, m) for d in accepted.documents])
     conn.executemany(_DELIVERY, [_delivery_row(d, m.id) for d in accepted.deliveries])

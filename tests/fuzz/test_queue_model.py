@@ -107,7 +107,7 @@ class Queue(RuleBasedStateMachine):
         fresh = [t for t in targets if not self._is_repeat((message_id, content, t))]
         new = mail(id_, *targets, documents=(content,), at=self.now, message_id=message_id, content=content)
         with transaction(self.db):
-            assert intake.commit(self.db, new).added is bool(fresh)
+            assert intake.commit(self.db, new, spool="s/seg/0/5000").added is bool(fresh)
         made = [d for d in new.deliveries if d.target in fresh]
         for d in made:
             self.known[d.id] = Known(State.WAITING, d.target, id_, (message_id, content, d.target))

@@ -25,7 +25,7 @@ from relay.daemon import list_clients_of, means
 from relay.directory import Directory
 from relay.smtp import conversation
 from relay.smtp import listener as listening
-from relay.smtp.listener import Listener, bind
+from relay.smtp.listener import Listener, addresses, bind
 from relay.store import database
 from relay.store.database import open_for_reading, rows
 from tests.support.clients import Dialogue, Reply, mail, stuffed
@@ -65,6 +65,7 @@ def open_door(tmp_path: Path) -> Iterator[Open]:
 
     def open_(*smtp: str, listen: str = "127.0.0.1:0") -> Door:
         lines = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', "[smtp]", f'listen = ["{listen}"]', *smtp]
+        lines.append("processes = 1")
         (tmp_path / "relay.toml").write_text("\n".join(lines))
         told: queue.Queue[Door] = queue.Queue()
         thread = threading.Thread(target=lambda: asyncio.run(_serve(tmp_path, told.put)))
@@ -96,7 +97,9 @@ async def _serve(folder: Path, tell: Callable[[Door], None]) -> None:
                 token_key=tools.token_key,
             )
             listener = Listener(intake)
-            (bound,) = await listener.start(bind(config))
+            (share,) = bind(config)
+            await listener.start(share)
+            (bound,) = addresses(share)
             port = int(bound.rpartition(":")[2])
             tell(Door(folder, port, intake, lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()

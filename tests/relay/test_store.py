@@ -52,7 +52,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
 
 def put(db: Database, accepted: Accepted) -> intake.Committed:
     with transaction(db):
-        return intake.commit(db, accepted)
+        return intake.commit(db, accepted, spool="s/seg/0/5000")
 
 
 def claim(
@@ -120,7 +120,7 @@ def test_a_listing_cannot_write_and_a_writer_does_not_disturb_it(tmp_path: Path,
     with pytest.raises(Exception, match="readonly"):
         reader.conn.execute("DELETE FROM message")
     with transaction(db):
-        intake.commit(db, mail("m1", COLLECTOR))
+        intake.commit(db, mail("m1", COLLECTOR), spool="s/seg/0/5000")
         assert list(listing.queue(reader, Filter())) == []
     assert [row["id"] for row in listing.queue(reader, Filter())] == ["m1-1"]
 
@@ -199,8 +199,8 @@ def test_only_the_recipients_served_already_are_left_out(db: Database) -> None:
 
 def test_a_repeat_in_the_same_batch_is_one_too(db: Database) -> None:
     with transaction(db):
-        intake.commit(db, mail("m1", COLLECTOR))
-        assert not intake.commit(db, mail("m2", COLLECTOR)).added
+        intake.commit(db, mail("m1", COLLECTOR), spool="s/seg/0/5000")
+        assert not intake.commit(db, mail("m2", COLLECTOR), spool="s/seg/5000/5000").added
 
 
 def test_a_document_mailed_again_is_sent_and_flagged(db: Database) -> None:

@@ -55,7 +55,6 @@ def mail(
             trusted=1,
             tls="",
             body="7bit",
-            spool=f"s/seg/0/{5000}",
             origin=origin,
             foreign=False,
         ),
