@@ -66,7 +66,7 @@ def test_both_take_mail_large_and_small_and_it_is_filed_at_once(relay: Relay) ->
         assert all(descriptors(pid) > before[pid] for pid in before)
     assert {row["message"] for row in relay.json("queue", "list", "--state", "waiting")} == set(answered)
     until(lambda: len(relay.json("queue", "list", "--state", "filed")) == SEVERAL)
-    assert len([path for path in relay.ged.rglob("*.pdf")]) == SEVERAL
+    assert len(list(relay.ged.rglob("*.pdf"))) == SEVERAL
 
 
 def test_one_that_is_killed_is_not_missed(relay: Relay) -> None:
