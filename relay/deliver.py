@@ -1,7 +1,8 @@
 """One connection to one destination, many deliveries: SMTP as a client, in outcomes.
 
 Knows alone: the conversation (RFC 5321), pipelined where that is announced (RFC 2920), its TLS (RFC 3207, RFC 7435),
-its time limits, and how a body is stuffed with dots while it streams.
+its time limits, and how a body is sent: a small one in one write; a large one in clear by the kernel, from its file; under
+TLS, or with too many dots to remember, in pieces that are stuffed as they pass.
 What the far side does is an Outcome; exceptions are our own mistakes: an address that is none, a body that cannot be
 read. Then, and when cancelled, the line is cut before the dot, so that no half message arrives.
 Limits: certificates are not checked: without DNSSEC an MX name proves nothing. No BDAT, AUTH or SMTPUTF8. One delivery
@@ -12,10 +13,12 @@ import asyncio
 import itertools
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
 
 from relay.dns import DnsTrouble, MxHosts, NoDomain, NullMx, Resolver, endpoint
+from relay.spool import Body
 from relay.wire import DotStuffer, Line, Trouble
 from rules.outcome import Fault, Outcome, Scope, Stage, of_fault, of_reply, too_big
 
@@ -37,6 +40,19 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What `chunks()` of a Job yields, as it lies in a file from `start` on; `tail` follows it.
+
+    `dots` are those that begin a line, counted from `start`. Who may send it from there need not look at it.
+    """
+
+    opened: Callable[[], AbstractContextManager[Body]]
+    start: int
+    dots: tuple[int, ...]
+    tail: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One message for one recipient: `prefix`, then what `chunks()` yields, as on the wire but for the dots.
 
@@ -50,6 +66,7 @@ class Job:
     eight_bit: bool
     prefix: bytes
     chunks: Callable[[], Iterator[bytes]]
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +149,7 @@ class Connection:
         self.destination = destination
         self.tls = ""
         self.extensions: dict[str, str] = {}
+        self._mx = str(destination)
         self._hostname = hostname
         self._timeouts = timeouts
         self._line = Line()
@@ -176,7 +194,7 @@ class Connection:
             return None
         if outcome.scope is Scope.SESSION:
             self._line.abort()
-        return replace(outcome, mx=str(self.destination), tls=self.tls)
+        return replace(outcome, mx=self._mx, tls=self.tls)
 
     # --- before the first job
 
@@ -217,10 +235,10 @@ class Connection:
         announced = self.extensions.get("SIZE", "")
         limit = int(announced) if announced.isascii() and announced.isdecimal() else 0  # RFC 1870 §4: 0 is no limit
         if 0 < limit < job.size:
-            return replace(too_big(job.size, limit), mx=str(self.destination), tls=self.tls)
+            return replace(too_big(job.size, limit), mx=self._mx, tls=self.tls)
         if job.eight_bit and "8BITMIME" not in self.extensions:
             outcome = of_fault("mail", Fault.EIGHT_BIT, "8BITMIME not offered")
-            return replace(outcome, mx=str(self.destination), tls=self.tls)
+            return replace(outcome, mx=self._mx, tls=self.tls)
         return None
 
     def _commands(self, job: Job) -> list[tuple[Stage, bytes]]:
@@ -258,25 +276,44 @@ class Connection:
         return self._refusal
 
     async def _content(self, job: Job) -> Outcome:
-        dots = DotStuffer()
-        chunks = (dots.feed(chunk) for chunk in itertools.chain((job.prefix,), job.chunks()))
         try:
-            rest = b"".join(chunks) if job.size <= SMALL else await self._streamed(chunks)
+            rest = await self._all_but_the_end(job)
             self._nothing_said()
         except Trouble as trouble:
             return await self._cut_off(trouble)
         self._stage = "dot"
-        self._line.write(rest + dots.end())
+        self._line.write(rest)
         outcome = of_reply("dot", *await self._reply("dot", self._timeouts.dot))
         self._half_done = False
         return outcome
 
-    async def _streamed(self, chunks: Iterator[bytes]) -> bytes:
+    async def _all_but_the_end(self, job: Job) -> bytes:
+        """Sends a message up to what must not go before it is known that all is well: that is returned."""
+        dots = DotStuffer()
+        if job.stored is not None and not self.tls:
+            self._line.write(dots.feed(job.prefix))
+            return await self._from_file(job.stored)
+        chunks = (dots.feed(chunk) for chunk in itertools.chain((job.prefix,), job.chunks()))
+        if job.size <= SMALL:
+            return b"".join((*chunks, dots.end()))
         for chunk in chunks:
             self._line.write(chunk)
             await self._line.drain(self._timeouts.block)
             self._nothing_said()
-        return b""
+        await asyncio.sleep(0)  # lets be heard what was said meanwhile
+        return dots.end()
+
+    async def _from_file(self, stored: Stored) -> bytes:
+        with stored.opened() as body:
+            first, size, at = body.start + stored.start, body.size - stored.start, 0
+            for dot in (*stored.dots, size):
+                await self._line.send_file(body.fd, first + at, size=dot - at, seconds=self._timeouts.block)
+                self._nothing_said()
+                if dot < size:
+                    self._line.write(b".")
+                at = dot
+        await asyncio.sleep(0)
+        return stored.tail + b".\r\n"
 
     def _nothing_said(self) -> None:
         """A reply that is there before the dot is not one to it: taken for it, it would be a false success."""
@@ -302,9 +339,10 @@ class Connection:
         """One reply, of one line or more (RFC 5321 §4.2.1): its code, and its lines without it."""
         self._stage = stage
         lines: list[str] = []
-        deadline = asyncio.get_running_loop().time() + seconds
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
         while len(lines) < MAX_REPLY_LINES:
-            line = await self._line.read(max(deadline - asyncio.get_running_loop().time(), 0))
+            line = self._line.next() or await self._line.read(max(deadline - clock(), 0))
             match = _REPLY.fullmatch(line)
             if match is None:
                 raise Trouble(Fault.PROTOCOL, f"not a reply: {_printable(line)}")

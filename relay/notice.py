@@ -16,7 +16,7 @@ from sqlite_utils import Database
 from relay import clock, compose, ids
 from relay.commit import Writer
 from relay.config import Config
-from relay.send import MAX_HEADER, header_block
+from relay.outgoing import MAX_HEADER, header_block
 from relay.spool import Spool, SpoolError
 from relay.store import intake
 from relay.store.delivery import Claimed

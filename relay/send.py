@@ -1,22 +1,27 @@
 """The part of a run that sends: every due delivery of every destination, fairly, over a few connections each.
 
 Knows alone: who is served next (one batch from each collector in turn, so that one client's 5,000 documents do not delay
-another's one), when a host is left alone for the rest of the run, and what the outgoing bytes of a delivery are.
+another's one), when a host is left alone for the rest of the run, and how far ahead of the wire it is worked: while one
+message travels the next ones are claimed, read and signed, and the results of the last ones are written.
+Limits: a crash repeats what had arrived and was not recorded: for each connection the delivery on the wire, and UNRECORDED
+more.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlite_utils import Database
 
-from relay import clock, compose, log, sign
+from relay import clock, log
 from relay.commit import Writer
 from relay.config import Config
-from relay.deliver import Connection, Destination, Job, destinations
+from relay.deliver import SMALL, Connection, Destination, Job, destinations
 from relay.dns import Resolver
+from relay.outgoing import Outgoing
 from relay.sign import Signer
 from relay.spool import Spool, SpoolError
 from relay.store import delivery
@@ -27,7 +32,10 @@ from rules.outcome import Certainty, Fault, Outcome, Scope
 from rules.replies import Reason
 
 BATCH = 10  # deliveries of one collector before the next one's turn
-MAX_HEADER = 256 * 1024
+TOGETHER = 5  # small ones that one visit to the thread makes ready
+AHEAD = 2  # made ready for each connection
+UNRECORDED = 2  # deliveries answered and not yet recorded, for each connection
+HELD = 8 << 20  # octets of bodies kept for the wire, of all hosts; over that they are read again
 
 
 @dataclass(slots=True)
@@ -45,14 +53,34 @@ class Tally:
         return self.sent + self.deferred + self.failed
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A claimed delivery with its message, or the reason why there is none."""
+
+    taken: Claimed
+    job: Job | SpoolError
+    held: int  # octets of it in memory
+
+
 @dataclass(slots=True)
 class _Host:
-    """One destination domain under way. `stopped` is the answer that ends it for this run."""
+    """One destination domain under way. `stopped` is the answer that ends it for this run, `fault` our own failure."""
 
     domain: str
     groups: deque[tuple[str, str]]
+    room: asyncio.Semaphore  # for results that are not yet recorded
     places: tuple[Destination, ...] = ()
     stopped: Outcome | None = None
+    ready: asyncio.Queue[_Ready | None] = field(default_factory=asyncio.Queue)  # None: no more will come
+    records: set[asyncio.Future[Recorded]] = field(default_factory=set)
+    fault: BaseException | None = None
+
+    async def settled(self) -> None:
+        """Once everything it was told is recorded, or that failed: then it raises."""
+        if self.records:
+            await asyncio.wait(self.records)
+        if self.fault is not None:
+            raise self.fault
 
 
 class Sender:
@@ -63,10 +91,11 @@ class Sender:
     ) -> None:
         self._config = config
         self._db = db
-        self._spool = spool
+        self._outgoing = Outgoing(config, spool, signer)
         self._writer = writer
         self._resolver = resolver
-        self._signer = signer
+        self._threads = ThreadPoolExecutor(2, "outgoing")
+        self._held = 0
         self._pace = Pace(config.run.every, config.relay.warn_after)
         self.tally = Tally()
         self.run = 0
@@ -79,9 +108,13 @@ class Sender:
         domains: dict[str, deque[tuple[str, str]]] = {}
         for group in delivery.groups(self._db, "send", self._horizon, run):
             domains.setdefault(group[0], deque()).append(group)
-        async with asyncio.TaskGroup() as tasks:
-            for domain, groups in domains.items():
-                tasks.create_task(self._guarded(_Host(domain, groups)))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for domain, groups in domains.items():
+                    room = asyncio.Semaphore(UNRECORDED * self._config.delivery.connections_per_destination)
+                    tasks.create_task(self._guarded(_Host(domain, groups, room)))
+        finally:
+            self._threads.shutdown(cancel_futures=True)
         return self.tally
 
     async def _guarded(self, host: _Host) -> None:
@@ -90,6 +123,8 @@ class Sender:
             await self._serve(host)
         except Exception as error:
             log.trouble(f"run {self.run} {host.domain}", error)
+            if host.records:
+                await asyncio.wait(host.records)  # what was answered is recorded all the same, and counted
 
     async def _serve(self, host: _Host) -> None:
         found = await destinations(host.domain, self._config.delivery.routes, self._resolver)
@@ -99,18 +134,25 @@ class Sender:
             else:
                 host.stopped = found
                 for taken in await self._claim(host.groups[0], 1):  # an attempt like any other, for one of them
-                    await self._record(taken, found)
+                    await self._record(host, taken, found)
         else:
             host.places = found
             connection = await self._probe(host)
             if connection is not None:
-                several = self._config.delivery.connections_per_destination
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._work(host, connection))
-                    for _ in range(min(several, self._backlog(host)) - 1):
-                        tasks.create_task(self._work(host, None))
+                await self._work_off(host, connection)
+        await host.settled()
         if host.stopped is not None or host.groups:
             await self._put_off(host)
+
+    async def _work_off(self, host: _Host, first: Connection) -> None:
+        """The rest, over as many connections as it is worth."""
+        several = min(self._config.delivery.connections_per_destination, self._backlog(host))
+        host.ready = asyncio.Queue(AHEAD * several)
+        async with asyncio.TaskGroup() as tasks:
+            feeding = tasks.create_task(self._make_ready(host))
+            connections = (first, *[None] * (several - 1))
+            await asyncio.wait([tasks.create_task(self._work(host, connection)) for connection in connections])
+            feeding.cancel()  # after a fault nobody takes what it makes ready
 
     def _backlog(self, host: _Host) -> int:
         """About how many connections the waiting deliveries are worth."""
@@ -134,16 +176,32 @@ class Sender:
         host.stopped = host.stopped or refused
         return None
 
+    async def _make_ready(self, host: _Host) -> None:
+        """A batch of each collector in turn, until nothing is due: claimed, and prepared for the wire."""
+        making: deque[asyncio.Future[list[_Ready]]] = deque()
+        while host.groups and host.stopped is None and host.fault is None and clock.now() < self._deadline:
+            group = host.groups.popleft()
+            claimed = await self._claim(group)
+            if len(claimed) == BATCH:
+                host.groups.append(group)
+            for lot in _lots(claimed):
+                making.append(self._prepared(lot))
+                # Two at once only while the wire is the faster: where it is slow, no more is claimed than it can take.
+                while making and (len(making) > 1 or host.ready.qsize() >= host.ready.maxsize // AHEAD):
+                    await _hand_over(host, await making.popleft())
+        for made in making:
+            await _hand_over(host, await made)
+        await host.ready.put(None)
+
     async def _work(self, host: _Host, connection: Connection | None) -> None:
-        """One connection's worth of work: a batch of each collector in turn, until nothing is due."""
+        """One connection's worth of work: whatever is ready next, until no more will come."""
         try:
-            while host.groups and host.stopped is None and clock.now() < self._deadline:
-                group = host.groups.popleft()
-                claimed = await self._claim(group)
-                if len(claimed) == BATCH:
-                    host.groups.append(group)
-                for taken in claimed:
-                    connection = await self._one(host, taken, connection)
+            while host.fault is None:
+                ready = await host.ready.get()
+                if ready is None:
+                    host.ready.put_nowait(None)  # for the next
+                    break
+                connection = await self._one(host, ready, connection)
         finally:
             if connection is not None:
                 await connection.close()
@@ -152,11 +210,11 @@ class Sender:
         """One delivery over one connection; the others are opened, and the rest claimed, once it has answered."""
         connection = None
         while host.groups and host.stopped is None and connection is None:
-            for taken in await self._claim(host.groups[0], 1):
-                connection = await self._one(host, taken, connection)
-                break
-            else:
+            claimed = await self._claim(host.groups[0], 1)
+            if not claimed:
                 host.groups.popleft()
+            for ready in await self._prepared(claimed):
+                connection = await self._one(host, ready, connection)
         return connection
 
     async def _claim(self, group: tuple[str, str], limit: int = BATCH) -> list[Claimed]:
@@ -167,12 +225,29 @@ class Sender:
             )
         )
 
-    async def _one(self, host: _Host, taken: Claimed, connection: Connection | None) -> Connection | None:
-        """Sends one claimed delivery, over a new connection if the last is of no more use."""
+    def _prepared(self, some: Sequence[Claimed]) -> "asyncio.Future[list[_Ready]]":
+        """Their messages, made in a thread. Small bodies are kept for the wire as long as there is room."""
+        shares = []
+        for taken in some:
+            share = taken.size if taken.size <= SMALL and self._held + taken.size <= HELD else 0
+            self._held += share
+            shares.append(share)
+        return asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: [self._ready(*each) for each in zip(some, shares, strict=True)]
+        )
+
+    def _ready(self, taken: Claimed, share: int) -> _Ready:
         try:
-            job = await asyncio.to_thread(self._job, taken)
+            return _Ready(taken, self._outgoing.job(taken, share), share)
         except SpoolError as error:
-            await self._write(taken, Result(Change.FAIL, reply=str(error), reason=Reason("bytes-missing")))
+            return _Ready(taken, error, share)
+
+    async def _one(self, host: _Host, ready: _Ready, connection: Connection | None) -> Connection | None:
+        """Sends one claimed delivery, over a new connection if the last is of no more use."""
+        self._held -= ready.held
+        if isinstance(ready.job, SpoolError):
+            missing = Result(Change.FAIL, reply=str(ready.job), reason=Reason("bytes-missing"))
+            await self._write(host, ready.taken, missing)
             return connection
         if connection is not None and not connection.usable:
             await connection.close()
@@ -181,40 +256,55 @@ class Sender:
             connection = await self._connect(host)
         if connection is None:
             assert host.stopped is not None
-            await self._record(taken, host.stopped)
+            await self._record(host, ready.taken, host.stopped)
             return None
-        outcome = await connection.send(job)
+        outcome = await connection.send(ready.job)
         if outcome.scope is Scope.HOST and outcome.result is not outcomes.Result.DONE:
             host.stopped = outcome
-        await self._record(taken, outcome)
+        await self._record(host, ready.taken, outcome)
         return connection
 
-    async def _record(self, taken: Claimed, outcome: Outcome) -> None:
-        recorded = await self._write(taken, _result(outcome))
-        if recorded.state is State.FAILED:
-            self.tally.told.append((taken, outcome))
+    async def _record(self, host: _Host, taken: Claimed, outcome: Outcome) -> None:
+        await self._write(host, taken, _result(outcome), told=outcome)
 
-    async def _write(self, taken: Claimed, result: Result) -> Recorded:
+    async def _write(self, host: _Host, taken: Claimed, result: Result, *, told: Outcome | None = None) -> None:
+        """Has it recorded, and waits for that only where much is waiting already. `told` is for who hears of a failure."""
+        await host.room.acquire()
         now = clock.now()
-        recorded = await self._writer.write(
+        writing = self._writer.write(
             lambda db, _: delivery.record(db, taken, result, run=self.run, now=now, pace=self._pace)
         )
+        host.records.add(writing)
+        writing.add_done_callback(lambda done: self._written(host, done, taken=taken, result=result, told=told))
+
+    def _written(
+        self, host: _Host, done: "asyncio.Future[Recorded]", *, taken: Claimed, result: Result, told: Outcome | None
+    ) -> None:
+        host.records.discard(done)
+        host.room.release()
+        if done.cancelled():
+            return
+        if (fault := done.exception()) is not None:
+            host.fault = host.fault or fault
+            return
+        recorded = done.result()
         self.tally.sent += recorded.state is State.SENT
         self.tally.deferred += recorded.state is State.WAITING
         self.tally.failed += recorded.state is State.FAILED
+        if recorded.state is State.FAILED and told is not None:
+            self.tally.told.append((taken, told))
         if recorded.warn:
             self.tally.warned.append(taken.id)
             log.warned(taken.id)
         if recorded.state is not None:
             log.delivered(taken.id, recorded.state, code=result.code, mx=result.mx)
-        return recorded
 
     async def _refuse_all(self, host: _Host, outcome: Outcome) -> None:
         while host.groups:
             group = host.groups.popleft()
             while claimed := await self._claim(group):
                 for taken in claimed:
-                    await self._record(taken, outcome)
+                    await self._record(host, taken, outcome)
 
     async def _put_off(self, host: _Host) -> None:
         """What was due and not tried: the host is away, or the run's time is over."""
@@ -230,62 +320,22 @@ class Sender:
         self.tally.told += [(taken, why) for taken in put_off.given_up]
         self.tally.warned += put_off.warned
 
-    # --- bytes ------------------------------------------------------------------------------------------------------
 
-    def _job(self, taken: Claimed) -> Job:
-        """The message as it leaves. The same bytes at every attempt: nothing in it comes from now. Blocks."""
-        with self._spool.open(taken.spool) as body:
-            block = header_block(body.read(0, MAX_HEADER + 4))
-            hashed = sign.SimpleBodyHash()
-            last = block
-            for piece in body.pieces(len(block)):
-                hashed.feed(piece)
-                last = piece
-            size = body.size
-        missing = b"\r\n" if compose.needs_final_crlf(last[-2:]) else b""
-        prefix = self._prefix(taken, block)
-        if self._signer is not None:
-            created = int(clock.instant(taken.created_at).timestamp())
-            prefix = self._signer.sign(sign.fields(prefix), hashed.digest(), created) + prefix
-
-        def rest() -> Iterator[bytes]:
-            with self._spool.open(taken.spool) as again:
-                yield from again.pieces(len(block))
-            yield missing
-
-        return Job(
-            id=taken.id,
-            sender=taken.sender,
-            recipient=taken.target,
-            size=len(prefix) + size - len(block) + len(missing),
-            eight_bit=bool(taken.eight_bit),
-            prefix=prefix,
-            chunks=rest,
-        )
-
-    def _prefix(self, taken: Claimed, block: bytes) -> bytes:
-        if taken.message is None:
-            # Of our own making. A deposit may have been readdressed since; a report or a warning has no `recipient`.
-            return compose.addressed(block, taken.target) if taken.recipient else block
-        received = compose.Received(
-            hostname=self._config.relay.hostname,
-            domain=self._config.relay.domain,
-            helo=taken.helo,
-            peer=taken.peer,
-            protocol=taken.protocol,
-            id=taken.message,
-            at=clock.instant(taken.received_at).astimezone(self._config.zone),
-            tls=taken.tls,
-        )
-        return compose.relayed(block, received)
+async def _hand_over(host: _Host, made: Sequence[_Ready]) -> None:
+    for ready in made:
+        await host.ready.put(ready)
 
 
-def header_block(start: bytes) -> bytes:
-    """Up to the empty line, inclusive; a message of headers only is all header."""
-    if start.startswith(b"\r\n"):
-        return b"\r\n"
-    end = start.find(b"\r\n\r\n")
-    return start[: end + 4] if end >= 0 else start
+def _lots(claimed: Sequence[Claimed]) -> Iterator[list[Claimed]]:
+    """In lots that one visit to the thread makes ready: a large one is a visit by itself."""
+    lot: list[Claimed] = []
+    for taken in claimed:
+        if lot and (len(lot) == TOGETHER or taken.size > SMALL):
+            yield lot
+            lot = []
+        lot.append(taken)
+    if lot:
+        yield lot
 
 
 def _result(outcome: Outcome) -> Result:

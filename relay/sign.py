@@ -15,7 +15,7 @@ from typing import Literal
 
 import dkim
 import dkim.canonicalization
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,14 +49,27 @@ def load(path: str) -> Key:
     with open(path, "rb") as file:
         pem = file.read()
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
+        # Whether its numbers are primes would take 40 ms to find out at every start; `_works` finds what is damaged.
+        key = serialization.load_pem_private_key(pem, password=None, unsafe_skip_rsa_key_validation=True)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise KeyProblem(f"{path}: not an unencrypted PEM private key. Remedy: make one with `keys create`.") from None
     if isinstance(key, RSAPrivateKey) and key.key_size >= 1024:  # RFC 8301 §3.2
+        if not _works(key):
+            raise KeyProblem(f"{path}: a damaged key: nobody could verify it. Remedy: make one with `keys create`.")
         return key
     if isinstance(key, Ed25519PrivateKey):
         return key
     raise KeyProblem(f"{path}: neither RSA of 1024 bits or more, nor Ed25519. Remedy: make one with `keys create`.")
+
+
+def _works(key: RSAPrivateKey) -> bool:
+    """Does its public half verify what it signs?"""
+    how = (padding.PKCS1v15(), hashes.SHA256())
+    try:
+        key.public_key().verify(key.sign(b"", *how), b"", *how)
+    except (InvalidSignature, ValueError, InternalError):
+        return False
+    return True
 
 
 def dns_record(key: Key) -> str:
@@ -104,7 +117,7 @@ class SimpleBodyHash:
             chunk, self._carry = self._carry + chunk, b""
         if chunk.endswith(b"\r"):
             chunk, self._carry = chunk[:-1], b"\r"
-        end = _end_of_content(chunk)
+        end = _end_of_content(chunk) if chunk.endswith(b"\n") else len(chunk)
         if end:
             self._release()
             self._hash.update(memoryview(chunk)[:end])

@@ -1,12 +1,14 @@
 """The octets of one client connection: lines in, octets out, each within a time limit.
 
-Knows alone: sockets, TLS handshakes, flow control, and the dots of RFC 5321 §4.5.2. What goes wrong on the far side is
-`Trouble`, whatever asyncio or OpenSSL call it; a line that had arrived whole before the end is still read.
+Knows alone: sockets, TLS handshakes, flow control, how octets leave from their file without passing through here, and the
+dots of RFC 5321 §4.5.2. What goes wrong on the far side is `Trouble`, whatever asyncio or OpenSSL call it; a line that had
+arrived whole before the end is still read.
 Limits: one reader and one writer, which take turns.
 """
 
 import asyncio
 import functools
+import os
 import ssl
 from ipaddress import ip_address
 
@@ -15,6 +17,8 @@ from rules.outcome import Fault
 MAX_LINE = 4096  # RFC 5321 §4.5.3.1.5 says 512; some say more
 MAX_PENDING = 64 * 1024  # of what nobody asked for
 HIGH_WATER = 512 * 1024
+STEP = 1 << 20  # octets of a file in one call: the loop is others' too
+MANY_DOTS = 1000
 
 
 class Trouble(Exception):
@@ -78,18 +82,71 @@ class Line(asyncio.Protocol):
         if self.lost:
             raise Trouble(Fault.LOST, self._end)
 
+    async def send_file(self, fd: int, offset: int, *, size: int, seconds: float) -> None:
+        """Has the kernel send octets of a file, which do not pass through here. In clear only.
+
+        Each step has `seconds`. Ends early where the far side says something: look at `pending`.
+        """
+        assert self._transport is not None
+        await self._emptied(self._transport, seconds)
+        # The transport will not let its own descriptor be watched by another.
+        out = os.dup(self._transport.get_extra_info("socket").fileno())
+        try:
+            while size and not self._buffer:
+                sent = await self._step(out, fd, offset=offset, size=min(size, STEP), seconds=seconds)
+                offset, size = offset + sent, size - sent
+        finally:
+            os.close(out)
+
+    async def _emptied(self, transport: asyncio.Transport, seconds: float) -> None:
+        """Waits until all that was written is with the kernel."""
+        transport.set_write_buffer_limits(0)
+        try:
+            await self.drain(seconds)
+        finally:
+            transport.set_write_buffer_limits(HIGH_WATER)
+
+    async def _step(self, out: int, fd: int, *, offset: int, size: int, seconds: float) -> int:
+        if self.lost:
+            raise Trouble(Fault.LOST, self._end)
+        try:
+            sent = os.sendfile(out, fd, offset, size)
+        except BlockingIOError:
+            await self._writable(out, seconds)
+            return 0
+        except OSError as error:
+            await asyncio.sleep(0)  # what the far side said before it hung up is read first
+            raise Trouble(Fault.LOST, error.strerror or str(error)) from None
+        if not sent:
+            raise EOFError("the file is shorter than it was")
+        return sent
+
+    async def _writable(self, out: int, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._room = loop.create_future()
+        loop.add_writer(out, _wake, self._room)
+        try:
+            await _within(self._room, seconds)
+        finally:
+            loop.remove_writer(out)
+            self._room = None
+
     async def read(self, seconds: float) -> bytes:
         """The next line, with its LF."""
-        while True:
-            end = self._buffer.find(b"\n") + 1
-            if (end or len(self._buffer)) > MAX_LINE:
-                raise Trouble(Fault.PROTOCOL, "line too long")
-            if end:
-                break
+        while (line := self.next()) is None:
             if self.lost:
                 raise Trouble(Fault.LOST, self._end)
             self._arrival = asyncio.get_running_loop().create_future()
             await _within(self._arrival, seconds)
+        return line
+
+    def next(self) -> bytes | None:
+        """The next line, if it is there."""
+        end = self._buffer.find(b"\n") + 1
+        if (end or len(self._buffer)) > MAX_LINE:
+            raise Trouble(Fault.PROTOCOL, "line too long")
+        if not end:
+            return None
         line = bytes(self._buffer[:end])
         del self._buffer[:end]
         return line
@@ -142,11 +199,17 @@ class Line(asyncio.Protocol):
 
 
 async def _within(future: asyncio.Future[None], seconds: float) -> None:
+    # Half of what asyncio.timeout costs, and it is twice a mail.
+    alarm = asyncio.get_running_loop().call_later(seconds, _expire, future, seconds)
     try:
-        async with asyncio.timeout(seconds):
-            await future
-    except TimeoutError:
-        raise Trouble(Fault.TIMEOUT, f"no progress within {seconds:g} s") from None
+        await future
+    finally:
+        alarm.cancel()
+
+
+def _expire(future: asyncio.Future[None], seconds: float) -> None:
+    if not future.done():
+        future.set_exception(Trouble(Fault.TIMEOUT, f"no progress within {seconds:g} s"))
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:
@@ -189,3 +252,31 @@ class DotStuffer:
     def end(self) -> bytes:
         """The end of the message; with the CRLF before it where the message lacks its own."""
         return b".\r\n" if self._last == b"\r\n" else b"\r\n.\r\n"
+
+
+class LineDots:
+    """Where the dots are that begin a line, for a message that is to leave from its file; wherever the chunks are cut.
+
+    `last` are the last two octets so far, at first those before the first chunk. `found` counts from there, and is None
+    where there are too many to remember.
+    """
+
+    def __init__(self, last: bytes) -> None:
+        self.last = last
+        self._at = 0
+        self._found: list[int] = []
+
+    @property
+    def found(self) -> tuple[int, ...] | None:
+        return tuple(self._found) if len(self._found) <= MANY_DOTS else None
+
+    def feed(self, chunk: bytes) -> None:
+        if b"." in chunk and len(self._found) <= MANY_DOTS:  # base64 has none: then this is all
+            seen = self.last + chunk
+            start = self._at - len(self.last) + 2
+            at = seen.find(b"\r\n.")
+            while at >= 0 and len(self._found) <= MANY_DOTS:
+                self._found.append(start + at)
+                at = seen.find(b"\r\n.", at + 3)
+        self._at += len(chunk)
+        self.last = (self.last + chunk[-2:])[-2:]

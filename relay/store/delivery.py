@@ -2,7 +2,7 @@
 
 Knows alone: how the transition table of rules.lifecycle is held to in the database. Every UPDATE names the states it may
 come from, so that of two who want to change a delivery one finds it changed. The attempt and the time of the next one are
-written before anyone connects.
+written before anyone connects. Long because whoever changes a delivery is here: runs, results, the postmaster.
 """
 
 from collections.abc import Iterable, Sequence
@@ -103,7 +103,10 @@ def claim(
     found = [Claimed(*row) for row in rows(db, _CLAIMED, (kind, *group, horizon, run, limit))]
     state = State.SENDING if kind == "send" else State.FILING
     at = clock.stamp(now)
-    planned = [(state, run, _after_attempt(taken, now, pace), taken.id) for taken in found]
+    # Of the schedule only the time of the next attempt counts here, and that depends on the number of this one.
+    one_of_each = {taken.attempts: taken for taken in found}
+    due_at = {number: clock.stamp(_schedule(taken, now, pace).due_at) for number, taken in one_of_each.items()}
+    planned = [(state, run, due_at[taken.attempts], taken.id) for taken in found]
     update = "UPDATE delivery SET state = ?, claim = ?, attempts = attempts + 1, due_at = ? WHERE id = ?"
     db.conn.executemany(update, planned)
     write(
@@ -113,10 +116,6 @@ def claim(
         [Event("attempted", delivery=taken.id, detail={"attempt": taken.attempts}) for taken in found],
     )
     return found
-
-
-def _after_attempt(taken: Claimed, now: datetime, pace: Pace) -> str:
-    return clock.stamp(_schedule(taken, now, pace).due_at)
 
 
 def _schedule(taken: Claimed, now: datetime, pace: Pace) -> lifecycle.Schedule:
@@ -179,13 +178,38 @@ class Recorded:
 
 def record(db: Database, taken: Claimed, result: Result, *, run: int, now: datetime, pace: Pace) -> Recorded:
     """Writes the outcome of one attempt, if `run` still holds it; inside a transaction."""
+    if result.change in (Change.DEFER, Change.FAIL):
+        return _record_failure(db, taken, result, run=run, now=now, pace=pace)
+    sources, state = TRANSITIONS[result.change]
+    at = clock.stamp(now)
+    done = db.conn.execute(
+        f"""UPDATE delivery SET state = ?, reason = NULL, finished_at = ?, reply = ?, mx = ?, tls = ?,
+        uncertain = uncertain | ?, target = CASE WHEN ? = '' THEN target ELSE ? END
+        WHERE id = ? AND claim = ? AND state IN ({marks(list(sources))})""",
+        (
+            *(state, at, result.reply, result.mx, result.tls, result.uncertain, result.target, result.target),
+            *(taken.id, run, *sources),
+        ),
+    )
+    if not done.rowcount:
+        return Recorded(None)
+    write(db, at, _ACTOR[taken.kind], [Event(_EVENT[result.change], delivery=taken.id, detail=_shown(result))])
+    return Recorded(state)
+
+
+def _shown(result: Result) -> dict[str, object]:
+    detail = {"code": result.code, "reply": result.reply, "mx": result.mx, "tls": result.tls, "path": result.target}
+    return {key: value for key, value in detail.items() if value}
+
+
+def _record_failure(db: Database, taken: Claimed, result: Result, *, run: int, now: datetime, pace: Pace) -> Recorded:
     schedule = _schedule(taken, now, pace)
     change, reason = result.change, result.reason
     if change is Change.DEFER and schedule.give_up:
         change, reason = Change.FAIL, _expired(taken, result.reply)
     elif reason is None and change is Change.DEFER:
         reason = Reason("deferred", {"at": clock.stamp(schedule.due_at), "reply": result.reply})
-    elif reason is None and change is Change.FAIL:
+    elif reason is None:
         reason = Reason("failed", {"reply": result.reply})
     sources, state = TRANSITIONS[change]
     at = clock.stamp(now)
@@ -194,18 +218,16 @@ def record(db: Database, taken: Claimed, result: Result, *, run: int, now: datet
     warn = int(change is Change.DEFER and late and taken.route != "warning")  # else it would warn of itself for ever
     done = db.conn.execute(
         f"""UPDATE delivery SET state = ?, reason = ?, finished_at = ?, due_at = ?, reply = ?, mx = ?, tls = ?,
-        uncertain = uncertain | ?, warned = warned | ?, target = CASE WHEN ? = '' THEN target ELSE ? END
+        uncertain = uncertain | ?, warned = warned | ?
         WHERE id = ? AND claim = ? AND state IN ({marks(list(sources))})""",
         (
             *(state, reason_text(reason), finished, clock.stamp(schedule.due_at), result.reply, result.mx, result.tls),
-            *(result.uncertain, warn, result.target, result.target, taken.id, run, *sources),
+            *(result.uncertain, warn, taken.id, run, *sources),
         ),
     )
     if not done.rowcount:
         return Recorded(None)
-    detail = {"code": result.code, "reply": result.reply, "mx": result.mx, "tls": result.tls, "path": result.target}
-    shown = {key: value for key, value in detail.items() if value} | reason_facts(reason)
-    events = [Event(_EVENT[change], delivery=taken.id, detail=shown)]
+    events = [Event(_EVENT[change], delivery=taken.id, detail=_shown(result) | reason_facts(reason))]
     if warn:
         events.append(Event("warned", delivery=taken.id))
     write(db, at, _ACTOR[taken.kind], events)

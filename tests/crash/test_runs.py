@@ -54,7 +54,7 @@ def test_in_the_middle_of_a_message(site: Site) -> None:
     letter = site.taken(MEG, sizes=(LARGE,))
     with in_hand(site, "smtpd_data_restrictions") as run:
         until(lambda: site.states(letter) == ["sending"], "claim")
-        with site.dies_at(Point("sendto", nth=3), run):
+        with site.dies_at(Point("sendfile", nth=2), run):
             pass
     books = site.settled()
     assert flag(site, letter.message_id)

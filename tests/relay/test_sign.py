@@ -1,5 +1,6 @@
 """What we sign, stock dkimpy verifies; what we hash, stock dkimpy hashes the same."""
 
+import base64
 import hashlib
 import itertools
 import re
@@ -178,6 +179,26 @@ def test_unusable_key_files_are_named_with_the_remedy(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(KeyProblem, match=r"bad\.pem.*Remedy"):
             sign.load(str(path))
+
+
+def test_a_damaged_key_is_found_wherever_the_damage_is(tmp_path: Path) -> None:
+    made = rsa.generate_private_key(65537, 2048)
+    whole = made.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path / "bad.pem"
+    found = 0
+    for at in range(0, len(whole), 10):
+        damaged = base64.encodebytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        path.write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + damaged + b"-----END PRIVATE KEY-----\n")
+        try:
+            key = sign.load(str(path))
+        except KeyProblem as problem:
+            assert re.search(r"bad\.pem.*Remedy", str(problem))
+            found += 1
+        else:  # OpenSSL does without the number that is wrong
+            assert verifies(signed(key, HEADER, b"hello\r\n"), made)
+    assert found > 20
 
 
 def test_a_record_over_255_octets_is_plain_text(tmp_path: Path) -> None:
