@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from rules.deposit import Identity, Seen
-from rules.filing import is_ignored, is_system, numbered
+from rules.filing import IGNORED, is_system, numbered
 
 # A file of a listing, bare for speed: name, device, inode, size, mtime_ns, ctime_ns (the order of Seen).
 Entry = tuple[str, int, int, int, int, int]
@@ -384,22 +384,22 @@ def _walk(top: int, skip: frozenset[str]) -> Iterator[Listing | Unreadable]:
 def _list(fd: int, folder: str, below: list[str]) -> Iterator[Listing | Unreadable]:
     """The documents of one folder; its subfolders are added to `below`."""
     entries: list[Entry] = []
+    ignored = IGNORED.match  # a call less for each of a million files
     try:
         with os.scandir(fd) as found:
             for entry in found:
                 name = entry.name
-                if not _is_utf8(name):
+                if not (name.isascii() or _is_utf8(name)):
                     yield Unreadable(_escaped(_join(folder, name)), "its name is not UTF-8")
                 elif entry.is_file(follow_symlinks=False):
-                    if is_ignored(name):
+                    if ignored(name):
                         continue
                     try:
-                        status = entry.stat(follow_symlinks=False)
+                        s = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    inode = status.st_ino & _SIGNED
-                    times = status.st_mtime_ns, status.st_ctime_ns
-                    entries.append((name, status.st_dev, inode, status.st_size, *times))
+                    inode = s.st_ino & _SIGNED
+                    entries.append((name, s.st_dev, inode, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
                 elif entry.is_dir(follow_symlinks=False) and not is_system(name):
                     below.append(name)
     except OSError as error:

@@ -166,9 +166,11 @@ class Scanner:
         return difference, gaps.known, gaps.seen
 
     def _compare_folder(self, number: int, found: ged.Listing, rows: list[connections.Entry], gaps: "_Gaps") -> None:
-        there, before = set(found.entries), set(rows)
-        if there == before:
+        before = set(rows)
+        # Names are unique in both: as many of one that are all in the other is equality, for one set instead of two.
+        if len(found.entries) == len(before) and before.issuperset(found.entries):
             return
+        there = set(found.entries)
         names = {entry[0] for entry in before - there}
         rows_of = {row.path: row for row in connections.known(self._db, number, found.folder, names)} if names else {}
         for entry in there - before:

@@ -20,8 +20,6 @@ from rules.lifecycle import State, next_run
 from rules.ruleset import RuleError
 
 if TYPE_CHECKING:
-    from sqlite_utils import Database
-
     from relay.store.delivery import Order
     from relay.store.listing import Filter
 
@@ -50,16 +48,16 @@ def rules(settings_: config.Config) -> Any:
 
 
 @contextmanager
-def reading(settings_: config.Config) -> "Iterator[Database]":
-    """The store, read-only; exit 3 where there is none."""
-    from relay.store.database import open_for_reading
+def reading(settings_: config.Config) -> Iterator[Any]:
+    """The store, read-only, for plain SQL; exit 3 where there is none."""
+    from relay.store.database import open_for_listing
 
-    with _opened(settings_, open_for_reading) as db:
+    with _opened(settings_, open_for_listing) as db:
         yield db
 
 
 @contextmanager
-def changing(settings_: config.Config) -> "Iterator[Database]":
+def changing(settings_: config.Config) -> Iterator[Any]:
     """The store for a change, as the owner of the data folder; exit 3 where there is none."""
     from relay.daemon import take_identity
     from relay.store.database import open_existing
@@ -70,7 +68,7 @@ def changing(settings_: config.Config) -> "Iterator[Database]":
 
 
 @contextmanager
-def _opened(settings_: config.Config, open_: "Callable[[Path], Database]") -> "Iterator[Database]":
+def _opened(settings_: config.Config, open_: Callable[[Path], Any]) -> Iterator[Any]:
     from relay.store.database import NoStore, StoreError
 
     try:

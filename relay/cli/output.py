@@ -14,19 +14,24 @@ from relay.cli.language import current, t
 from rules.replies import HISTORY, Reason, history
 
 Record = Mapping[str, Any]
+AT_ONCE = 200  # rows to a write
 PAGE = 100  # rows of a table before it says how to go on
 WIDEST = 48
 
 
 def emit(rows: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> int:
     """Writes the rows; how many. A table shows `columns` only."""
-    if as_json:
-        count = 0
-        for row in rows:
-            sys.stdout.write(json.dumps(row, ensure_ascii=True, default=str) + "\n")
-            count += 1
-        return count
-    return _table(rows, columns)
+    return _lines(rows) if as_json else _table(rows, columns)
+
+
+def _lines(rows: Iterable[Record]) -> int:
+    """One write for many rows: of a long listing, the calls would cost more than the text."""
+    encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
+    rows, count = iter(rows), 0
+    while lines := [encode(row) for row in islice(rows, AT_ONCE)]:
+        sys.stdout.write("\n".join(lines) + "\n")
+        count += len(lines)
+    return count
 
 
 def _table(rows: Iterable[Record], columns: Sequence[str]) -> int:

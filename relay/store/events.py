@@ -58,6 +58,8 @@ class Event:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each event
+
 _INSERT = "INSERT INTO event (at, actor, event, message, document, delivery, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -68,5 +70,5 @@ def write(db: Database, at: str, actor: str, events: Iterable[Event]) -> None:
 
 def _row(at: str, actor: str, event: Event) -> tuple[object, ...]:
     assert event.event in VOCABULARY
-    detail = json.dumps(event.detail, ensure_ascii=False) if event.detail else None
+    detail = encode(event.detail) if event.detail else None
     return at, actor, event.event, event.message, event.document, event.delivery, detail

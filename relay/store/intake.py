@@ -4,7 +4,6 @@ Knows alone: what a repeat is (domain.md §4 "A server that repeats a mail whose
 the transaction that would add it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -14,7 +13,7 @@ from sqlite_utils import Database
 from relay import clock
 from relay.store.database import marks, one, rows
 from relay.store.directory import FOREIGN, set_meta
-from relay.store.events import Event, write
+from relay.store.events import Event, encode, write
 from rules.bounce import Bounce
 from rules.lifecycle import COUNTS_NOT_AS_DONE, Change, State, after
 from rules.replies import Reason
@@ -207,7 +206,7 @@ def reason_facts(reason: Reason | None) -> dict[str, object]:
 
 def reason_text(reason: Reason | None) -> str | None:
     """A reason as stored: one JSON object."""
-    return json.dumps(reason_facts(reason), ensure_ascii=False) if reason else None
+    return encode(reason_facts(reason)) if reason else None
 
 
 _MESSAGE = f"""INSERT INTO message (id, received_at, message_id, content_hash, size, peer, helo, protocol, sender,
@@ -286,8 +285,8 @@ class Refusal:
 
 def record_refusal(db: Database, refusal: Refusal) -> None:
     """Inside the caller's transaction."""
-    documents = json.dumps(refusal.documents, ensure_ascii=False)
-    recipients = json.dumps(refusal.recipients, ensure_ascii=False)
+    documents = encode(refusal.documents)
+    recipients = encode(refusal.recipients)
     row = (refusal.id, refusal.at, refusal.peer, refusal.helo, refusal.sender, recipients, refusal.message_id)
     db.conn.execute(f"INSERT INTO refusal VALUES ({marks(range(9))})", (*row, documents, refusal.reply))
     oldest = clock.stamp(clock.instant(refusal.at) - REFUSALS_KEPT)

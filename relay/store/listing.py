@@ -1,17 +1,21 @@
 """What the postmaster and the accountant ask: read-only, paged, newest first.
 
 Knows alone: the columns of each listing (design.md §5: scripts depend on their names) and how a filter becomes SQL. A page
-costs the same however long the queue is: it walks an index from where the last one ended.
+costs the same however long the queue is: it walks an index from where the last one ended, one index for each state
+asked for. CROSS JOIN is how SQLite is told which table it walks.
+
+Limits: of two filters that meet rarely (a client and a state, say) one is walked and the other tried row by row.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
-from sqlite_utils import Database
-
-from relay.store.database import marks, rows
+from relay.store.database import Store, marks, rows
 from rules.lifecycle import State
 
 Record = dict[str, Any]
@@ -67,32 +71,84 @@ def where(wanted: Filter) -> tuple[str, list[object]]:
     return " AND ".join(conditions) or "1", parameters
 
 
+# In both, a mail's deliveries follow its message: their ids begin with its own, so that one order serves either walk.
+_DELIVERIES = "delivery d LEFT JOIN message m ON m.id = d.message"
+_OF_SENDER = "message m CROSS JOIN delivery d ON d.message = m.id"
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """From which tables, on which conditions and in which order the rows of one query come."""
+
+    tables: str
+    condition: str
+    parameters: list[object]
+    order: str = "d.id DESC"
+
+
+def _walks(wanted: Filter) -> list[_Walk]:
+    """One, or one a state: each is an index walked in order, where `state IN (…)` would have to sort all it finds."""
+    states = [state for state in wanted.states if state in {*State, "modified"}] if wanted.states else []
+    if "modified" in states and State.HELD in states:
+        states.remove("modified")
+    narrower = wanted.client or wanted.collector or wanted.sender or wanted.ids
+    if wanted.states and not narrower:
+        return [_walk(replace(wanted, states=(state,))) for state in dict.fromkeys(states)]
+    return [_walk(wanted)]
+
+
+def _walk(wanted: Filter) -> _Walk:
+    condition, parameters = where(replace(wanted, sender=""))
+    if not wanted.sender:
+        return _Walk(_DELIVERIES, condition, parameters)
+    if wanted.ids or wanted.client or wanted.collector:
+        return _Walk(_DELIVERIES, f"m.sender = ? AND {condition}", [wanted.sender, *parameters])
+    if wanted.after:
+        condition, parameters = f"({condition}) AND m.id <= ?", [*parameters, wanted.after]
+    return _Walk(_OF_SENDER, f"m.sender = ? AND {condition}", [wanted.sender, *parameters], "m.id DESC, d.id DESC")
+
+
+def _merged(found: Sequence[Iterable[Record]], key: Callable[[Record], Any], limit: int | None) -> Iterator[Record]:
+    """The rows of all, newest first."""
+    if len(found) == 1:
+        return iter(found[0])
+    return islice(merge(*found, key=key, reverse=True), limit)
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else limit
+
+
 _QUEUE = """
 SELECT d.id, d.message, coalesce(m.message_id, d.outbound_message_id) AS message_id,
   (SELECT count(*) FROM delivery_document dd WHERE dd.delivery = d.id) AS documents, d.kind, d.state, d.reason, d.route,
   d.client, coalesce(m.sender, d.sender) AS sender, d.recipient, d.target,
-  coalesce(m.received_at, d.created_at) AS received_at, d.due_at, d.attempts, d.reply, d.size, d.mx, d.tls, d.uncertain
-FROM delivery d LEFT JOIN message m ON m.id = d.message"""
+  coalesce(m.received_at, d.created_at) AS received_at, d.due_at, d.attempts, d.reply, d.size, d.mx, d.tls, d.uncertain"""
 
 
-def queue(db: Database, wanted: Filter) -> Iterator[Record]:
+def queue(db: Store, wanted: Filter) -> Iterator[Record]:
     """Deliveries, newest first. `reason` is the stored JSON, for the reader's language to be put to."""
-    condition, parameters = where(wanted)
-    if wanted.after:
-        condition, parameters = f"({condition}) AND d.id < ?", [*parameters, wanted.after]
-    sql = f"{_QUEUE} WHERE {condition} ORDER BY d.id DESC LIMIT ?"
-    yield from _records(db, sql, [*parameters, -1 if wanted.limit is None else wanted.limit])
+    page, after = (" AND d.id < ?", [wanted.after]) if wanted.after else ("", [])
+    found = [
+        _records(
+            db,
+            f"{_QUEUE} FROM {walk.tables} WHERE ({walk.condition}){page} ORDER BY {walk.order} LIMIT ?",
+            [*walk.parameters, *after, _limit(wanted.limit)],
+        )
+        for walk in _walks(wanted)
+    ]
+    return _merged(found, itemgetter("id"), wanted.limit)
 
 
 _DOCUMENTS = """
 SELECT f.id, d.id AS delivery, f.name, f.type, f.sha256, f.size, coalesce(nullif(d.client, ''), c.client, '') AS client,
   coalesce(c.folder, '') AS folder, d.kind, d.state, d.target AS collector, f.origin, d.reason, f.deposited_at,
-  d.finished_at, d.due_at, f.skipped, f.path, f.flags, d.id || '/' || f.id AS key, d.uncertain
-FROM delivery_document dd JOIN delivery d ON d.id = dd.delivery JOIN document f ON f.id = dd.document
+  d.finished_at, d.due_at, f.skipped, f.path, f.flags, d.id || '/' || f.id AS key, d.uncertain"""
+_WITH_DOCUMENTS = """CROSS JOIN delivery_document dd ON dd.delivery = d.id CROSS JOIN document f ON f.id = dd.document
 LEFT JOIN connection c ON c.id = f.connection"""
 
 
-def documents(db: Database, wanted: Filter) -> Iterator[Record]:
+def documents(db: Store, wanted: Filter) -> Iterator[Record]:
     """One row per document and destination, then what was skipped and what was never sent, as the firm sees it."""
     left = wanted.limit
     start, after = _place(db, wanted.after)
@@ -104,7 +160,7 @@ def documents(db: Database, wanted: Filter) -> Iterator[Record]:
             yield row
 
 
-def _place(db: Database, after: str) -> tuple[int, tuple[object, ...]]:
+def _place(db: Store, after: str) -> tuple[int, tuple[object, ...]]:
     """The section in which a page begins, and the row it comes after: told by a key, or by a document's id alone."""
     if not after:
         return 0, ()
@@ -121,13 +177,20 @@ def _place(db: Database, after: str) -> tuple[int, tuple[object, ...]]:
     return 0, (last, after) if last else (after, "")
 
 
-def _delivered(db: Database, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
-    condition, parameters = where(wanted)
-    if after:
-        condition = f"({condition}) AND d.id <= ? AND (d.id < ? OR f.id < ?)"
-        parameters += [after[0], *after]
-    sql = f"{_DOCUMENTS} WHERE {condition} ORDER BY d.id DESC, f.id DESC LIMIT ?"
-    yield from _records(db, sql, [*parameters, -1 if left is None else left])
+def _delivered(db: Store, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
+    page = " AND d.id <= ? AND (d.id < ? OR dd.document < ?)" if after else ""
+    values = [after[0], *after] if after else []
+    wanted = replace(wanted, after=str(after[0]) if after else "")
+    found = [
+        _records(
+            db,
+            f"""{_DOCUMENTS} FROM {walk.tables} {_WITH_DOCUMENTS} WHERE ({walk.condition}){page}
+            ORDER BY {walk.order}, dd.document DESC LIMIT ?""",
+            [*walk.parameters, *values, _limit(left)],
+        )
+        for walk in _walks(wanted)
+    ]
+    return _merged(found, itemgetter("delivery", "id"), left)
 
 
 _SKIPPED = """
@@ -137,7 +200,7 @@ SELECT f.id, '' AS delivery, f.name, f.type, f.sha256, f.size, '' AS client, '' 
 FROM document f LEFT JOIN message m ON m.id = f.message WHERE f.skipped IS NOT NULL"""
 
 
-def _skipped(db: Database, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
+def _skipped(db: Store, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
     if wanted.client or wanted.collector or (wanted.states and "skipped" not in wanted.states):
         return
     sender = " AND m.sender = ?" if wanted.sender else ""
@@ -145,7 +208,7 @@ def _skipped(db: Database, wanted: Filter, after: tuple[object, ...], left: int 
     ids = f" AND (f.id IN ({marks(wanted.ids)}) OR f.message IN ({marks(wanted.ids)}))" if wanted.ids else ""
     values = [v for v in (wanted.sender, wanted.since) if v]
     sql = f"{_SKIPPED}{sender}{since}{ids}{' AND f.id < ?' if after else ''} ORDER BY f.id DESC LIMIT ?"
-    yield from _records(db, sql, [*values, *wanted.ids, *wanted.ids, *after, -1 if left is None else left])
+    yield from _records(db, sql, [*values, *wanted.ids, *wanted.ids, *after, _limit(left)])
 
 
 BASELINE = "baseline:"  # what the keys of files that are never sent begin with
@@ -160,7 +223,7 @@ FROM inventory i JOIN connection c ON c.id = i.connection
 WHERE i.role = 'baseline' AND c.removed_at IS NULL"""
 
 
-def _baseline(db: Database, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
+def _baseline(db: Store, wanted: Filter, after: tuple[object, ...], left: int | None) -> Iterator[Record]:
     if wanted.sender or wanted.since or wanted.ids or (wanted.states and "baseline" not in wanted.states):
         return
     client = " AND c.client = ?" if wanted.client else ""
@@ -168,7 +231,7 @@ def _baseline(db: Database, wanted: Filter, after: tuple[object, ...], left: int
     values = [v for v in (wanted.client, wanted.collector) if v]
     page = " AND (i.connection, i.folder, i.name) > (?, ?, ?)" if after else ""
     sql = f"{_BASELINE}{client}{collector}{page} ORDER BY i.connection, i.folder, i.name LIMIT ?"
-    yield from _records(db, sql, [*values, *after, -1 if left is None else left])
+    yield from _records(db, sql, [*values, *after, _limit(left)])
 
 
 STATUS = {
@@ -196,11 +259,10 @@ def status(row: Record) -> str:
 # --- the story of one thing -------------------------------------------------------------------------------------------
 
 
-def trace(db: Database, query: str) -> list[Record]:
+def trace(db: Store, query: str) -> list[Record]:
     """Every event of what `query` names: an id, a file name, a SHA-256, a Message-ID, a sender or a client."""
-    documents_ = _found(
-        db, "document", "id = ? OR sha256 = ? OR name = ? OR path = ?", (query, query.lower(), query, query)
-    )
+    documents_ = _found(db, "document", "id = ? OR name = ? OR (path = ? AND path <> '')", (query, query, query))
+    documents_ |= {str(row[0]) for row in rows(db, _BY_HASH, {"sha256": query.lower()})}
     bare = query if query.startswith("<") else f"<{query}>"
     messages = _found(db, "message", "id = ? OR message_id IN (?, ?) OR sender = ?", (query, query, bare, query))
     deliveries = _found(db, "delivery", "id = ? OR (client = ? AND client <> '') OR target = ?", (query, query, query))
@@ -224,6 +286,13 @@ def trace(db: Database, query: str) -> list[Record]:
     return story + _refusals(db, query)
 
 
+_BY_HASH = """
+SELECT document FROM delivery_document WHERE sha256 = :sha256
+UNION SELECT id FROM document WHERE sha256 = :sha256 AND skipped IS NOT NULL
+UNION SELECT f.id FROM recipient r CROSS JOIN document f ON f.message = r.message
+  WHERE r.route = 'bounce' AND f.sha256 = :sha256
+LIMIT 10000"""
+
 _REFUSALS = """
 SELECT at, 'smtp' AS actor, 'refused' AS event, id AS message, NULL AS document, NULL AS delivery, sender, recipients,
   documents, reply FROM refusal
@@ -233,7 +302,7 @@ WHERE id = :query OR sender = :query OR message_id IN (:query, :bare)
 ORDER BY at"""
 
 
-def _refusals(db: Database, query: str) -> list[Record]:
+def _refusals(db: Store, query: str) -> list[Record]:
     """Refused mails answer "where is this invoice?" too."""
     found = []
     for row in _records(db, _REFUSALS, {"query": query, "bare": f"<{query}>"}):
@@ -243,11 +312,11 @@ def _refusals(db: Database, query: str) -> list[Record]:
     return found
 
 
-def _found(db: Database, table: str, condition: str, parameters: Sequence[object]) -> set[str]:
+def _found(db: Store, table: str, condition: str, parameters: Sequence[object]) -> set[str]:
     return {str(row[0]) for row in rows(db, f"SELECT id FROM {table} WHERE {condition} LIMIT 10000", parameters)}
 
 
-def _linked(db: Database, sql: str, ids: set[str]) -> set[str]:
+def _linked(db: Store, sql: str, ids: set[str]) -> set[str]:
     return {str(row[0]) for some in _batches(sorted(ids)) for row in rows(db, sql.format(marks(some)), some)}
 
 
@@ -259,7 +328,7 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def body_key(db: Database, id_: str) -> str:
+def body_key(db: Store, id_: str) -> str:
     """Where the bytes of a delivery, or of a message, are spooled; "" where nothing bears that id."""
     sql = """SELECT CASE WHEN d.spool = '' THEN coalesce(m.spool, '') ELSE d.spool END FROM delivery d
       LEFT JOIN message m ON m.id = d.message WHERE d.id = ? UNION ALL SELECT spool FROM message WHERE id = ?"""
@@ -267,27 +336,27 @@ def body_key(db: Database, id_: str) -> str:
     return str(found[0][0]) if found else ""
 
 
-def summary(db: Database) -> list[Record]:
+def summary(db: Store) -> list[Record]:
     """Per kind and state: how many, how large, and since when the oldest waits."""
     sql = """SELECT kind, state, count(*) AS deliveries, sum(size) AS size, min(created_at) AS oldest
     FROM delivery GROUP BY kind, state ORDER BY kind, state"""
     return list(_records(db, sql, ()))
 
 
-def runs(db: Database, limit: int | None = None, run: int | None = None) -> list[Record]:
+def runs(db: Store, limit: int | None = None, run: int | None = None) -> list[Record]:
     condition = "WHERE id = ?" if run is not None else ""
     sql = f"""SELECT id, started_at, finished_at, eligible, sent, deferred, refused, held, duplicate FROM run {condition}
     ORDER BY id DESC LIMIT ?"""
-    return list(_records(db, sql, [*([run] if run is not None else []), -1 if limit is None else limit]))
+    return list(_records(db, sql, [*([run] if run is not None else []), _limit(limit)]))
 
 
-def attempts_of(db: Database, run: int) -> list[Record]:
+def attempts_of(db: Store, run: int) -> list[Record]:
     """What a run did, delivery by delivery."""
     sql = "SELECT d.id, d.client, d.target, d.state, d.reason, d.reply FROM delivery d WHERE d.claim = ? ORDER BY d.id"
     return list(_records(db, sql, (run,)))
 
 
-def _records(db: Database, sql: str, parameters: Sequence[object] | dict[str, object]) -> Iterator[Record]:
+def _records(db: Store, sql: str, parameters: Sequence[object] | dict[str, object]) -> Iterator[Record]:
     cursor = db.conn.execute(sql, parameters)
     names = [column[0] for column in cursor.description]
     while found := cursor.fetchmany(CHUNK):

@@ -1,4 +1,9 @@
-"""The tables, as migrations. A released migration is never edited: a change is a new function below the last.
+"""The tables, as migrations. A released migration is never edited: a change is a new function below the last, which
+sets the user_version that relay.store.database.SCHEMA names.
+
+Every index of a mail's tables is written with the mail. Those in order of age cost next to nothing; those in random order
+(a Message-ID, a hash, a token) each write another page of a long history for every mail: hence as few as the questions
+asked of them allow, and as narrow.
 
 Times are UTC text in one form (relay.clock.stamp), which sorts; booleans are 0 or 1; reasons, spans and details JSON.
 """
@@ -18,6 +23,7 @@ def first(db: Database) -> None:
     for statement in _FIRST.split(";\n"):
         if statement.strip():
             db.execute(statement)
+    db.execute("PRAGMA user_version = 1")
 
 
 _FIRST = f"""
@@ -38,9 +44,10 @@ CREATE TABLE message (
     origin TEXT NOT NULL DEFAULT '',   -- the application's domain it came from, if it did
     purged_at TEXT                     -- when its bytes were removed
 ) WITHOUT ROWID;
-CREATE INDEX message_by_message_id ON message (message_id, sender);
+CREATE INDEX message_by_message_id ON message (message_id);
 CREATE INDEX message_by_sender ON message (sender);
-CREATE INDEX message_by_spool ON message (spool);
+CREATE INDEX message_by_spool ON message (spool) WHERE purged_at IS NULL;
+CREATE INDEX message_kept ON message (received_at) WHERE purged_at IS NULL;
 CREATE TABLE recipient (
     message TEXT NOT NULL REFERENCES message,
     address TEXT NOT NULL,             -- in its one spelling
@@ -49,6 +56,7 @@ CREATE TABLE recipient (
     rule TEXT NOT NULL,
     PRIMARY KEY (message, address)
 ) WITHOUT ROWID;
+CREATE INDEX recipient_of_bounces ON recipient (message) WHERE route = 'bounce';
 CREATE TABLE document (
     id TEXT PRIMARY KEY,
     message TEXT REFERENCES message,
@@ -64,9 +72,11 @@ CREATE TABLE document (
     origin TEXT NOT NULL DEFAULT '',
     deposited_at TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX document_by_hash ON document (sha256);
+-- What has a delivery is found by its hash in delivery_document_twins; a bounce brings what has none.
+CREATE INDEX document_by_hash ON document (sha256) WHERE skipped IS NOT NULL;
 CREATE INDEX document_by_origin ON document (sha256, origin) WHERE origin <> '';
 CREATE INDEX document_by_name ON document (name);
+CREATE INDEX document_by_path ON document (path) WHERE path <> '';
 CREATE INDEX document_by_message ON document (message) WHERE message IS NOT NULL;
 CREATE INDEX document_skipped ON document (id) WHERE skipped IS NOT NULL;
 CREATE TABLE delivery (
@@ -109,6 +119,7 @@ CREATE INDEX delivery_by_target ON delivery (target, id);
 CREATE INDEX delivery_by_token ON delivery (token) WHERE token <> '';
 CREATE INDEX delivery_by_message ON delivery (message) WHERE message IS NOT NULL;
 CREATE INDEX delivery_by_spool ON delivery (spool) WHERE spool <> '';
+CREATE INDEX delivery_kept ON delivery (created_at) WHERE spool <> '';
 CREATE TABLE delivery_document (
     delivery TEXT NOT NULL REFERENCES delivery,
     document TEXT NOT NULL REFERENCES document,

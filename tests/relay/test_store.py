@@ -4,6 +4,8 @@ Long because it is one table of small stories, grouped by the module that tells 
 """
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,9 +20,13 @@ from relay import clock
 from relay.store import connections, delivery, deposits, directory, intake, listing, retention
 from relay.store.connections import Connection
 from relay.store.database import (
+    CHECKPOINT,
+    SCHEMA,
     NoStore,
+    StoreError,
     one,
     open_existing,
+    open_for_listing,
     open_for_reading,
     open_for_writing,
     rows,
@@ -41,6 +47,7 @@ from tests.support.records import COLLECTOR, NOON, ORIGINS, PACE, mail, order, r
 
 QUARTER = timedelta(minutes=15)
 OTHER = "durand@factures-meg.fr"
+SENDER = "compta@cabinet.example"
 
 
 @pytest.fixture
@@ -102,7 +109,7 @@ def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_store_nothing_is_made(tmp_path: Path) -> None:
-    for opener in (open_existing, open_for_reading):
+    for opener in (open_existing, open_for_reading, open_for_listing):
         with pytest.raises(NoStore, match=r"no store yet\. Remedy: "):
             opener(tmp_path / "data/relay.db")
     assert list(tmp_path.iterdir()) == []
@@ -123,6 +130,25 @@ def test_a_listing_cannot_write_and_a_writer_does_not_disturb_it(tmp_path: Path,
         intake.commit(db, mail("m1", COLLECTOR), spool="s/seg/0/5000")
         assert list(listing.queue(reader, Filter())) == []
     assert [row["id"] for row in listing.queue(reader, Filter())] == ["m1-1"]
+
+
+def test_a_store_of_an_older_release_is_not_listed(tmp_path: Path, db: Database) -> None:
+    assert rows(db, "PRAGMA user_version") == [(SCHEMA,)]
+    assert len(rows(db, "SELECT * FROM _sqlite_migrations")) == SCHEMA
+    db.execute(f"PRAGMA user_version = {SCHEMA - 1}")
+    for opener in (open_for_reading, open_for_listing):
+        with pytest.raises(StoreError, match=r"older release\. Remedy: "):
+            opener(tmp_path / "relay.db")
+
+
+def test_a_listing_starts_without_what_makes_stores() -> None:
+    code = "import sys, relay.cli.queue, relay.cli.trace, relay.store.listing; sys.exit('sqlite_utils' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_commit_is_durable_and_checkpoints_are_rare(db: Database) -> None:
+    pragmas = {name: rows(db, f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "wal_autocheckpoint")}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "wal_autocheckpoint": CHECKPOINT}
 
 
 def test_the_states_of_the_rules_are_those_of_the_schema(db: Database) -> None:
@@ -612,8 +638,12 @@ def pages(db: Database, kind: str, size: int, wanted: Filter) -> list[list[dict[
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize(
     "wanted",
-    [Filter(), Filter(client="dupont"), Filter(states=("waiting",)), Filter(collector=OTHER), Filter(sender="x@y.fr")],
-    ids=["all", "client", "state", "collector", "nothing"],
+    [
+        *(Filter(), Filter(client="dupont"), Filter(states=("waiting",)), Filter(collector=OTHER)),
+        *(Filter(states=("waiting", "held", "sent")), Filter(sender=SENDER), Filter(sender=SENDER, collector=OTHER)),
+        *(Filter(sender=SENDER, states=("held", "waiting")), Filter(sender="x@y.fr")),
+    ],
+    ids=["all", "client", "state", "collector", "states", "sender", "both", "sender's states", "nothing"],
 )
 @pytest.mark.parametrize("kind", ["queue", "documents"])
 def test_pages_cover_everything_once(many: Database, kind: str, size: int, wanted: Filter) -> None:
@@ -642,7 +672,9 @@ def test_a_page_may_also_begin_after_a_documents_id(many: Database) -> None:
         (Filter(), 20),
         (Filter(client="dupont"), 1),
         (Filter(collector=OTHER), 6),
-        (Filter(sender="compta@cabinet.example"), 19),
+        (Filter(sender=SENDER), 19),
+        (Filter(sender=SENDER, states=("waiting", "modified")), 19),
+        (Filter(sender=SENDER, collector=OTHER), 6),
         (Filter(since=clock.stamp(NOON + 10 * QUARTER)), 3),
         (Filter(ids=("m01", "d1-1", "m02.1", "none")), 4),
         (Filter(states=("held", "waiting")), 20),
@@ -666,6 +698,17 @@ def test_trace_finds_the_story_by_whatever_is_known(db: Database, query: str) ->
     sent(db)
     put(db, mail("m2", OTHER, documents=("x",), message_id="<2@x>", sender="autre@cabinet.example"))
     assert [e["event"] for e in listing.trace(db, query)] == ["accepted", "attempted", "sent"]
+
+
+def test_trace_by_hash_finds_what_was_not_delivered_too(db: Database) -> None:
+    put(db, mail("m1", COLLECTOR, documents=("invoice", "logo")))
+    db.conn.execute("DELETE FROM delivery_document WHERE document = 'm1.2'")
+    db.conn.execute("UPDATE document SET skipped = '{}' WHERE id = 'm1.2'")
+    bounce = mail("m2", documents=("report",), message_id="")
+    put(
+        db, replace(bounce, recipients=(intake.NewRecipient("retours+x@welyb.fr", "retours+x@welyb.fr", "bounce", ""),))
+    )
+    assert [e["message"] for name in ("logo", "report") for e in listing.trace(db, sha(name))] == ["m1", "m2"]
 
 
 def test_trace_of_a_client_and_of_a_deposits_path(db: Database, connected: Connection) -> None:
@@ -727,12 +770,19 @@ def test_claims_and_pages_walk_an_index_however_long_the_queue(db: Database) -> 
     put(db, mail("m1", COLLECTOR))
     list(listing.queue(db, Filter(after="m9", limit=10)))
     list(listing.documents(db, Filter(after="m9-1/m9.1", limit=10)))
+    for wanted in (Filter(states=("waiting", "sending", "modified")), Filter(sender=SENDER), Filter(client="dupont")):
+        list(listing.queue(db, replace(wanted, after="m9", limit=10)))
+        list(listing.documents(db, replace(wanted, after="m9-1/m9.1", limit=10)))
+    listing.trace(db, "m1")
+    listing.trace(db, sha("invoice"))
+    retention.forget_bodies(db, clock.stamp(NOON), clock.stamp(NOON), 10)
     listing.body_key(db, "m1-1")
     retention.is_referred_to(db, "s/seg/0/1")
     delivery.resend(db, "m1-1", order())
     db.conn.set_trace_callback(None)
     assert len(asked) > 10
     small = ("SCAN c", "SCAN connection", "SCAN step", "SCAN i USING", "SCAN CONSTANT ROW", "SCAN (subquery")
+    small += ("SCAN r USING COVERING INDEX recipient_of_bounces", "SCAN refusal", "SCAN json_each")
     for sql, found in asked:
         scans = [part for part in found.split("; ") if part.startswith("SCAN") and not part.startswith(small)]
         in_order = re.search(r"ORDER BY ([df]\.id DESC|i\.connection).*LIMIT", sql) and "TEMP B-TREE FOR" not in found
