@@ -51,7 +51,7 @@ class Smtp:
     bare_newlines: Literal["refuse", "normalise"] = "refuse"
     certificate: str = ""
     key: str = ""
-    processes: int = 2
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

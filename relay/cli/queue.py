@@ -32,8 +32,10 @@ COLUMNS = ("id", "state", "kind", "client", "target", "documents", "size", "rece
 
 
 def _shown(row: dict[str, Any], config: Config) -> Record:
-    sentence, code = reason(row["reason"], config.zone)
-    return {**row, "reason": sentence, "reason_code": code, "uncertain": bool(row["uncertain"])}
+    """In its own place: a listing may have a million rows, most of them without a reason."""
+    row["reason"], row["reason_code"] = reason(row["reason"], config.zone) if row["reason"] else ("", None)
+    row["uncertain"] = bool(row["uncertain"])
+    return row
 
 
 @queue.command("list", help=t("Les envois, les plus récents d'abord.", "Deliveries, the newest first."))

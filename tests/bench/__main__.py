@@ -19,14 +19,14 @@ from tests.bench.cases import Case, Facts, cases
 from tests.bench.exim import Exim
 from tests.bench.haraka import Haraka
 from tests.bench.opensmtpd import OpenSmtpd
-from tests.bench.ours import Ours
+from tests.bench.ours import Ours, Pair
 from tests.bench.plain import Plain
 from tests.bench.postfix import Postfix, Signing
 from tests.bench.server import Place, Server
 from tests.bench.traffic import BenchError, Sink
 
 SERVERS: dict[str, type[Server]] = {
-    kind.name: kind for kind in (Postfix, Signing, OpenSmtpd, Exim, Haraka, Plain, Ours)
+    kind.name: kind for kind in (Postfix, Signing, OpenSmtpd, Exim, Haraka, Plain, Ours, Pair)
 }
 WHAT = ("accept", "drain", "through", "list", "memory", "scan", "growth")
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"

@@ -21,6 +21,7 @@ class Ours(Server):
     can = frozenset({"accept", "drain", "list", "through"})
     recipient = "meg+user%d@welyb.fr"
     signed = True
+    processes = 1
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -42,7 +43,8 @@ class Ours(Server):
     def lay_out(self, folder: Path) -> Relay:
         """Settings and keys under `folder`."""
         routes = dict.fromkeys(("factures-meg.fr", "achats.factures-meg.fr"), f"127.0.0.1:{self.place.sink_port}")
-        self.relay = Relay(folder, {"delivery": {"routes": routes}}, under=self.group.prefix)
+        settings = {"delivery": {"routes": routes}, "smtp": {"processes": self.processes}}
+        self.relay = Relay(folder, settings, under=self.group.prefix)
         self.port = self.relay.port
         if self.signed:
             self.relay.cli("keys", "create", SELECTOR)
@@ -76,3 +78,11 @@ class Ours(Server):
     def listing(self) -> Sequence[str]:
         assert self.relay is not None
         return [*command(), "--config", str(self.relay.config), "queue", "list", "--json"]
+
+
+class Pair(Ours):
+    """With two processes that take mail."""
+
+    name = "ours-2"
+    can = frozenset({"accept"})
+    processes = 2

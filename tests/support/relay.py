@@ -20,7 +20,6 @@ Settings = Mapping[str, Any]
 # Runs are the scenario's own (`runs now`): the clock's would come in between, four times an hour.
 SCENARIO: Settings = {
     "relay": {"hostname": "mx.welyb.fr", "domain": "welyb.fr", "data": "var"},
-    "smtp": {"processes": 1},  # starts in half the time
     "run": {"every": "24 hours"},
     "ged": {"root": "ged"},
 }
