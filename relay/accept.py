@@ -39,13 +39,11 @@ class Intake:
     def __init__(
         self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Commits, directory: Directory, token_key: bytes
     ) -> None:
-        self.config = config
-        self.ruleset = ruleset
+        self.adopt(config, ruleset)
         self.spool = spool
         self.writer = writer
         self.directory = directory
         self.token_key = token_key
-        self.trusted = access.networks(config.smtp.trusted_networks)
         self.on_filings: Callable[[], None] = lambda: None
         self._under_way: set[asyncio.Task[Reply]] = set()
         self._free_until = 0.0
@@ -55,6 +53,7 @@ class Intake:
         """Settings and rules read again: for the next conversation."""
         self.config, self.ruleset = config, ruleset
         self.trusted = access.networks(config.smtp.trusted_networks)
+        self.origins = frozenset(domain for rule in ruleset.rules for domain in rule.origins)
 
     def peer(self, ip: str) -> access.Peer:
         return access.Peer(ip, access.is_trusted(ip, self.trusted))
@@ -253,8 +252,7 @@ class Transaction:
 
     def _draft(self) -> Draft:
         door = self._door
-        origins = frozenset(domain for rule in door.ruleset.rules for domain in rule.origins)
-        return Draft(door.config, self._envelope, self._recipients, self.id, self._now, door.token_key, origins)
+        return Draft(door.config, self._envelope, self._recipients, self.id, self._now, door.token_key, door.origins)
 
     def _bounces(self) -> tuple[tuple[str, bounce.Bounce | None], ...]:
         tokens = [r.route.token for r in self._recipients if isinstance(r.route, address.Bounce)]

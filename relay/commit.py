@@ -40,7 +40,7 @@ class Commits(Protocol):
 
 
 class Writer:
-    """The only writer of a daemon. `write` returns once the change is durable, or raises what went wrong."""
+    """The only writer of this process. `write` returns once the change is durable, or raises what went wrong."""
 
     def __init__(self, db: Database, spool: Spool) -> None:
         db.conn.execute("PRAGMA busy_timeout = 0")  # the loop must not wait for another process: it asks again

@@ -107,24 +107,22 @@ class _Member:
             async with asyncio.timeout(READY_WITHIN):
                 await self._ready.wait()
                 return
-        self.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def say(self, thing: object) -> None:
         if self._channel is not None:
             self._channel.say(thing)
 
     async def ended(self) -> None:
+        if self._process is None:
+            return  # the start failed before it came to this one
         try:
             async with asyncio.timeout(STOP_WITHIN):
                 await self._gone.wait()
         except TimeoutError:
-            self.kill()
-        if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
-
-    def kill(self) -> None:
-        if self._process is not None:
             self._process.kill()
+        await asyncio.to_thread(self._process.wait)
 
     def _hear(self, said: Sequence[Any]) -> None:
         for thing in said:
