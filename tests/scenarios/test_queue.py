@@ -272,17 +272,18 @@ def test_summary_counts_by_state(desk: Desk) -> None:
 
 
 def test_pages_cover_everything_once(desk: Desk) -> None:
-    for number in range(3):
-        several = [(f"{number}-{k}.pdf", "application/pdf", made.pdf(f"{number}{k}")) for k in range(number + 1)]
+    # Enough of its own for three pages of either listing: the order of tests is random.
+    for number in range(5):
+        several = [(f"{number}-{k}.pdf", "application/pdf", made.pdf(f"{number}{k}")) for k in range(2)]
         desk.mail(f"pages{number}", *several)
     for verb, key in ((("queue", "list"), "id"), (("documents", "list"), "key")):
         whole = desk.json(*verb)
         found, after = [], ""
-        while page := desk.json(*verb, "--limit", "7", "--after", after):
+        while page := desk.json(*verb, "--limit", "2", "--after", after):
             found += page
             after = page[-1][key]
         assert found == whole
-        assert len(whole) > 7
+        assert len(whole) >= 5
 
 
 @pytest.mark.parametrize(
