@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-SMALL = 65_536  # bytes: up to here a message is kept in memory until the batch is written
+SMALL = 256 << 10  # bytes: up to here a message is kept in memory until the batch is written
 SEGMENT_SIZE = 64 << 20
 PIECE = 1 << 18
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -86,6 +86,7 @@ class Spool:
         self._days: set[str] = set()
         for folder in ("segments", "files"):
             (root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sync_names(root)
 
     @classmethod
     def existing(cls, root: Path) -> "Spool":
@@ -274,6 +275,15 @@ def _sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _sync_names(root: Path) -> None:
+    """The folders that lead to the spool, the data folder's name too, whoever made them: what lies below needs them all."""
+    for folder in (root, root.parent, root.absolute().parent.parent):
+        try:
+            _sync_folder(folder)
+        except PermissionError:
+            pass  # a folder that is not ours to look into has not been changed by us
 
 
 def write_new(spool: Spool, pieces: Iterable[bytes], *, name: str, day: str) -> Incoming:

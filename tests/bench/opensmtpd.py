@@ -22,6 +22,7 @@ class OpenSmtpd(Packaged):
     def configured(self, mode: Mode) -> Sequence[str]:
         lines = (
             'smtp max-message-size "50M"',
+            "smtp limit max-mails 1000000",  # else a session ends at its hundredth
             *(f"mta limit conn-delay-{what} 0" for what in _NO_DELAYS),
             "mta limit reconn-delay-route 0",
             f"listen on 127.0.0.1 port {self.port} hostname relay.example",

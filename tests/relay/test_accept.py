@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay import clock, directory, ids
+from relay.spool import SMALL
 from rules import replies
 from rules.replies import Reply
 from tests.support.clients import mail
@@ -71,7 +72,7 @@ def test_a_return_path_of_its_own_for_each_mail_and_the_null_sender_stays_null(r
 
 
 def test_a_small_mail_and_a_large_one_are_spooled_as_they_came(relay: Inside) -> None:
-    small, large = (mail(SENDER, MEG, INVOICE, text="x" * length) for length in (10, 100_000))
+    small, large = (mail(SENDER, MEG, INVOICE, text="x" * length) for length in (10, SMALL))
     for message in (small, large):
         relay.take(message, MEG)
     kept = []
@@ -103,7 +104,7 @@ def test_mail_for_the_postmaster_is_sent_where_one_is_configured(tmp_path: Path)
 
 
 def test_one_refused_document_refuses_the_mail_for_every_recipient(relay: Inside) -> None:
-    message = mail(SENDER, MEG, INVOICE, ARCHIVE, text="x" * 100_000)
+    message = mail(SENDER, MEG, INVOICE, ARCHIVE, text="x" * SMALL)
     assert relay.take(message, MEG, VENTES).code == 554
     assert relay.column("SELECT count(*) FROM message") == relay.column("SELECT count(*) FROM delivery") == [0]
     assert relay.spooled() == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay import filing
+from relay.spool import SMALL
 from relay.store import delivery, directory
 from tests.support.clients import mail
 from tests.support.documents import pdf
@@ -155,7 +156,7 @@ def test_what_a_crash_left_between_file_and_record_is_not_filed_twice(relay: Ins
 
 
 def test_bytes_missing_from_the_spool_are_a_failure_that_can_be_mended(relay: Inside) -> None:
-    assert relay.take(mail(SENDER, VENTES, INVOICE, text="x" * 100_000), VENTES).code == 250
+    assert relay.take(mail(SENDER, VENTES, INVOICE, text="x" * SMALL), VENTES).code == 250
     (spooled,) = relay.spooled()
     kept = spooled.rename(spooled.with_suffix(".kept"))
     relay.file()

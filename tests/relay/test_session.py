@@ -26,6 +26,7 @@ from relay.directory import Directory
 from relay.smtp import conversation
 from relay.smtp import listener as listening
 from relay.smtp.listener import Listener, addresses, bind
+from relay.spool import SMALL
 from relay.store import database
 from relay.store.database import open_for_reading, rows
 from tests.support.clients import Dialogue, Reply, mail, stuffed
@@ -243,7 +244,7 @@ def test_commands_pipelined_beyond_what_is_kept_are_all_answered(door: Door, mon
 
 
 def test_a_connection_lost_in_the_middle_of_a_mail_leaves_nothing(door: Door) -> None:
-    for body in (b"a" * 100, b"a" * 200_000):
+    for body in (b"a" * 100, b"a" * 2 * SMALL):
         dialogue = greeted(door)
         dialogue.envelope(SENDER, CLIENT)
         dialogue.say("DATA")
@@ -251,7 +252,7 @@ def test_a_connection_lost_in_the_middle_of_a_mail_leaves_nothing(door: Door) ->
         dialogue.close()
     with greeted(door) as dialogue:
         dialogue.envelope(SENDER, CLIENT)
-        dialogue.send(b"BDAT 200000\r\n" + b"a" * 100_000)
+        dialogue.send(b"BDAT %d\r\n" % (2 * SMALL) + b"a" * (SMALL + 1))
     eventually(lambda: not door.spooled_files())
     assert door.messages() == []
 
@@ -318,7 +319,7 @@ def test_a_spool_that_cannot_be_written_is_our_trouble_never_theirs(door: Door) 
     files.write_text("not a folder")
     with greeted(door) as dialogue:
         dialogue.envelope(SENDER, MEG)
-        assert dialogue.data(mail(SENDER, MEG, text="a" * 100_000)).code == 452
+        assert dialogue.data(mail(SENDER, MEG, text="a" * SMALL)).code == 452
         dialogue.envelope(SENDER, MEG)
         assert dialogue.data(mail(SENDER, MEG, INVOICE)).code == 250
     assert len(door.messages()) == 1
@@ -331,7 +332,7 @@ def test_a_store_that_cannot_be_written_is_our_trouble_never_theirs(
     door = open_door()
     with contextlib.closing(_locked(door.folder / "var/relay.db")) as lock, greeted(door) as dialogue:
         dialogue.envelope(SENDER, MEG)
-        reply = dialogue.data(mail(SENDER, MEG, INVOICE, text="a" * 70_000))
+        reply = dialogue.data(mail(SENDER, MEG, INVOICE, text="a" * SMALL))
         assert reply == Reply(451, ("4.3.0 Incident temporaire (temporary failure)",))
         assert door.spooled_files() == []
         lock.rollback()
