@@ -67,7 +67,7 @@ class Crew:
     def write(self, job: Job, answer: Callable[[Done], None]) -> None:
         def written(future: "asyncio.Future[Any]") -> None:
             if error := future.exception():
-                answer(Done(job.number, None, repr(error)))
+                answer(Done(job.number, None, log.described(error)))
                 return
             result = future.result()
             answer(Done(job.number, result))

@@ -6,6 +6,7 @@ finished, the writer last), and what each signal means.
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import pwd
@@ -35,6 +36,7 @@ from relay.worker import Orders
 from rules.ruleset import RuleSet
 
 ALONE_WITHIN = 5.0  # seconds for what a killed daemon leaves behind to end
+_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS of linux/prctl.h
 
 
 class StartError(RuntimeError):
@@ -42,18 +44,31 @@ class StartError(RuntimeError):
 
 
 def take_identity(data: Path) -> None:
-    """Run as root, we become the owner of the data folder, so that no file ends up out of the daemon's reach."""
+    """Run as root, we become the owner of the data folder, for good: no file ends up out of the daemon's reach.
+
+    With the groups of the owner's account, as systemd's User= has it (a shared GED may be open to one of them), and
+    with none of root's.
+    """
     if os.geteuid() != 0 or not data.exists():
         return
-    status = data.stat()
-    if status.st_uid == 0:
+    owner = data.stat()
+    if owner.st_uid == 0:
         return
     try:
-        os.initgroups(pwd.getpwuid(status.st_uid).pw_name, status.st_gid)
+        account = pwd.getpwuid(owner.st_uid)
+        group = account.pw_gid
+        os.initgroups(account.pw_name, group)
     except KeyError:
+        group = owner.st_gid
         os.setgroups([])  # an owner without an account has no other groups
-    os.setgid(status.st_gid)
-    os.setuid(status.st_uid)
+    os.setresgid(group, group, group)
+    os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
+    _gain_nothing()
+
+
+def _gain_nothing() -> None:
+    """No program that we or our children start has more rights than we have, whatever bits it bears: prctl(2)."""
+    ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
 def token_key(data: Path) -> bytes:
@@ -95,7 +110,8 @@ def key_path(config: Config, selector: str) -> Path:
 async def means(config: Config, ruleset: RuleSet) -> AsyncIterator[flush.Means]:
     """Store, spool and writer, opened for a run or for serving, and closed in order."""
     data = config.relay.data
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (data, data / "spool"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     db = open_for_writing(config.database)
     reader = open_for_reading(config.database)
     spool = Spool(data / "spool", lambda: ids.new(clock.now()))
@@ -137,10 +153,15 @@ def _locked(fd: int) -> bool:
 
 async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callable[[list[str]], None]) -> None:
     """Until SIGTERM or SIGINT. `welcome` is told the addresses once mail is taken."""
+    os.umask(os.umask(0o077) & 0o077)  # what we make says who may read it; its owner always may
+    asyncio.get_running_loop().set_exception_handler(log.astray)
     ruleset = load_rules(config)
     shares = bind(config)
     config.relay.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     take_identity(config.relay.data)
+    _gain_nothing()
+    if os.geteuid() == 0:
+        log.as_root()
     with _alone(config.relay.data) as alone:
         async with means(config, ruleset) as tools:
             await _serve(tools, shares, alone, reload=reload, welcome=welcome)
@@ -191,7 +212,8 @@ async def _serve(
         await asyncio.gather(*workers, return_exceptions=True)
         await intake.settled()
     if failed is not None:
-        raise failed
+        log.trouble("serve", failed)
+        raise StartError("A part of the relay failed: the log says which. Remedy: start it again, report that line.")
 
 
 async def _take_mail(

@@ -1,8 +1,8 @@
 """The GED on local disk: listing a tree, reading a deposit, filing a document.
 
 Knows alone: how to reach a file without following a symbolic link out of the tree (every component is opened from the
-descriptor of the one above, with O_NOFOLLOW), how bytes are seen not to change while they are read, and how a document
-appears whole, once, under a name nobody had.
+descriptor of the one above, with O_NOFOLLOW), how bytes are seen not to change while they are read, how a document
+appears whole, once, under a name nobody had, and who may then read it.
 
 Filing leaves a temporary dot-file beside the document until the caller has recorded it (`forget_temporary`); a hard
 link joins the two, so whoever comes back after a crash sees that the document is already there.
@@ -21,7 +21,7 @@ import stat
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -181,7 +181,7 @@ class Tree:
         """
         if not re.fullmatch(r"[A-Za-z0-9-]+", delivery):
             raise ValueError(f"not the id of a delivery: {delivery!r}")
-        temporary = _temporary(delivery)
+        temporary, name = _temporary(delivery), _component(name)
         try:
             with self._open() as top, _made(top, folders) as (fd, place):
                 path = self._already_filed(fd, place, temporary)
@@ -189,7 +189,7 @@ class Tree:
                     written = _write_temporary(fd, temporary, chunks, sha256)
                     if written is not None:
                         return written
-                    path = _join(place, _give_name(fd, temporary, _component(name)))
+                    path = _join(place, _give_name(fd, temporary, name))
                 with _reaching():
                     os.fsync(fd)
         except _Away as error:
@@ -428,6 +428,8 @@ def _read_deposit(
         gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         return Vanished(path) if gone else Unreadable(path, _reason(error))
     with _closing(fd):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # swapped between the two looks: a pipe would seem an empty file
+            return Vanished(path)
         return _copy(fd, path, sink)
 
 
@@ -474,14 +476,45 @@ def _find_or_make(fd: int, name: str) -> tuple[int, str]:
         pass
     with os.scandir(fd) as entries:
         alike = [e.name for e in entries if _fold(e.name) == _fold(name) and e.is_dir(follow_symlinks=False)]
-    if not alike:
-        try:
-            os.mkdir(name, dir_fd=fd)
-        except FileExistsError:
-            pass  # another filing was faster
-        os.fsync(fd)
     found = min(alike, default=name)
-    return os.open(found, _FOLDER, dir_fd=fd), found
+    return (os.open(found, _FOLDER, dir_fd=fd) if alike else _make(fd, name)), found
+
+
+def _make(fd: int, name: str) -> int:
+    made = True
+    try:
+        os.mkdir(name, dir_fd=fd)
+    except FileExistsError:
+        made = False  # another filing was faster
+    os.fsync(fd)
+    new = os.open(name, _FOLDER, dir_fd=fd)
+    if made:
+        _share(new, fd)
+    return new
+
+
+def _share(fd: int, above: int) -> None:
+    """What we made gets the group and the permissions of the folder it stands in: who may work there may work with it.
+
+    Our umask has no say: a service's tells nothing of a tree that a firm shares. Where the folder has a default ACL
+    the system has done it already, and what a file system or our own rights do not allow stays as it was made.
+    """
+    new, folder = os.fstat(fd), os.fstat(above)
+    if new.st_gid != folder.st_gid:
+        with suppress(OSError):  # a group that we are not in
+            os.fchown(fd, -1, folder.st_gid)
+    least, most = (0o700, 0o777) if stat.S_ISDIR(new.st_mode) else (0o600, 0o666)
+    mode = (stat.S_IMODE(new.st_mode) & ~0o777) | (folder.st_mode & most) | least
+    if mode != stat.S_IMODE(new.st_mode) and not _has_default_acl(above):
+        with suppress(OSError):  # a share that has no modes
+            os.fchmod(fd, mode)
+
+
+def _has_default_acl(folder: int) -> bool:
+    try:
+        return bool(os.getxattr(folder, "system.posix_acl_default"))
+    except OSError:
+        return False
 
 
 def _fold(name: str) -> str:
@@ -507,7 +540,7 @@ def _write_temporary(fd: int, temporary: str, chunks: Iterable[bytes], sha256: s
     """
     with _reaching():
         _discard(fd, temporary)
-        out = os.open(temporary, _NEW_FILE, 0o666, dir_fd=fd)
+        out = os.open(temporary, _NEW_FILE, 0o666 if _has_default_acl(fd) else 0o600, dir_fd=fd)
     durable = False
     try:
         with _closing(out):
@@ -515,6 +548,7 @@ def _write_temporary(fd: int, temporary: str, chunks: Iterable[bytes], sha256: s
             if found != sha256:
                 return Damaged(found)
             with _reaching():
+                _share(out, fd)
                 os.fsync(out)
             durable = True
     finally:

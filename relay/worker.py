@@ -151,6 +151,7 @@ def main() -> None:
     log.set_up()
 
     async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(log.astray)
         await _Worker(sockets).work(channel)
 
     asyncio.run(work())

@@ -52,6 +52,11 @@ class Conversation(SMTP):
         self._data_deadline = 0.0  # of the last byte of a mail
         self._patience = COMMAND_TIMEOUT
 
+    @property
+    def silent_since(self) -> float | None:
+        """The loop's time when it was last heard; None while it is we who owe an answer."""
+        return None if self._busy and self._reception is None else self._deadline - self._patience
+
     def greeting(self) -> Reply:
         raise NotImplementedError
 

@@ -1,13 +1,15 @@
 """The listening sockets: who may connect, how many at once, and with which certificate.
 
-Knows alone: the limits on connections, and when a changed certificate is read again. Limits: each process counts its own.
+Knows alone: the limits on connections, who goes when there are too many, and when a changed certificate is read again.
+Limits: each process counts its own.
 """
 
 import asyncio
 import os
+import resource
 import socket
 import ssl
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from relay import clock, log
 from relay.accept import Intake
 from relay.config import Config, endpoint
+from relay.smtp.inherited import inherited
 from relay.smtp.session import Session
 from rules import replies
 from rules.replies import Reply
@@ -22,15 +25,19 @@ from rules.replies import Reply
 MAX_CONNECTIONS = 2000
 MAX_PER_PEER = 500
 BACKLOG = 512
+SPARE_FILES = 256  # descriptors kept for what is no connection
 STOP_WITHIN = 30.0  # seconds for mail data in progress
 
 
 def bind(config: Config) -> list[list[socket.socket]]:
     """For each of [smtp] processes a socket on every address of [smtp] listen: before privileges are dropped.
 
-    The kernel spreads connections over the sockets of one port (SO_REUSEPORT, socket(7)). Raises OSError, naming the
-    address.
+    The kernel spreads connections over the sockets of one port (SO_REUSEPORT, socket(7)). Sockets that systemd hands
+    over stand in place of all addresses, and are shared as they are. Raises OSError, naming the address.
     """
+    handed = inherited()
+    if handed:
+        return [handed, *([sock.dup() for sock in handed] for _ in range(config.smtp.processes - 1))]
     shares: list[list[socket.socket]] = [[] for _ in range(config.smtp.processes)]
     for text in config.smtp.listen:
         host, port = endpoint(text)
@@ -68,6 +75,21 @@ def addresses(sockets: Sequence[socket.socket]) -> list[str]:
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places]
 
 
+def _room() -> int:
+    """How many connections the limit on descriptors leaves room for, each with a file of the spool besides.
+
+    Without that a mail would fail where its file cannot be opened, and a filing with it. The soft limit is ours to raise.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    wanted = 2 * MAX_CONNECTIONS + BACKLOG + SPARE_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(1, (max(soft, most) - SPARE_FILES) // 2)
+
+
 class Listener:
     """`start`, then `stop`; in between it knows every session."""
 
@@ -75,8 +97,9 @@ class Listener:
         self.intake = intake
         self.loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
+        self._room = MAX_CONNECTIONS
         self._sessions: set[Session] = set()
-        self._peers: Counter[str] = Counter()
+        self._peers: defaultdict[str, set[Session]] = defaultdict(set)
         self._tls: ssl.SSLContext | None = None
         self._tls_seen: tuple[int, int] | None = None
         self._stopping = False
@@ -84,6 +107,7 @@ class Listener:
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Listens on one share of what `bind` gave, or on another one too."""
         self.tls_context()
+        self._room = _room()
         for sock in sockets:
             server = await self.loop.create_server(lambda: Session(self), sock=sock, backlog=BACKLOG)
             self._servers.append(server)
@@ -112,18 +136,35 @@ class Listener:
         """A new conversation; the reply that turns it away, or None."""
         if self._stopping:
             return replies.SHUTDOWN
-        if len(self._sessions) >= MAX_CONNECTIONS or self._peers[session.peer_ip] >= MAX_PER_PEER:
+        held = len(self._peers.get(session.peer_ip, ()))
+        full = len(self._sessions) >= min(self._room, MAX_CONNECTIONS)
+        if held >= MAX_PER_PEER or (full and not self._make_room(held)):
             return replies.TOO_MANY_CONNECTIONS
         self._sessions.add(session)
-        self._peers[session.peer_ip] += 1
+        self._peers[session.peer_ip].add(session)
         return None
+
+    def _make_room(self, held: int) -> bool:
+        """Full: whoever has most gives way, by the connection that was silent longest, to one that `held` fewer.
+
+        So nobody keeps others out by opening many, from one address or from twenty.
+        """
+        most = max(self._peers.values(), key=len, default=set())
+        silent = {each: since for each in most if (since := each.silent_since) is not None}
+        if len(most) <= held + 1 or not silent:
+            return False
+        longest = min(silent, key=silent.__getitem__)
+        self.closed(longest)
+        longest.say(replies.TOO_MANY_CONNECTIONS)
+        return True
 
     def closed(self, session: Session) -> None:
         if session not in self._sessions:
             return
         self._sessions.remove(session)
-        self._peers[session.peer_ip] -= 1
-        if not self._peers[session.peer_ip]:
+        of_peer = self._peers[session.peer_ip]
+        of_peer.discard(session)
+        if not of_peer:
             del self._peers[session.peer_ip]
 
     # --- TLS --------------------------------------------------------------------------------------------------------

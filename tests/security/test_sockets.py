@@ -1,0 +1,176 @@
+"""Listening sockets handed over by systemd: a launcher does what systemd does, sockets from descriptor 3 on.
+
+Limits: sd_listen_fds(3) is its contract; no systemd runs here.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.security.processes import open_folder, status, until, workers
+from tests.support import documents as made
+from tests.support.clients import CLIENTS, Dialogue, mail
+from tests.support.debian import program
+from tests.support.program import free_address, free_port, listens
+from tests.support.relay import Relay, command
+
+SENDER, MEG = "compta@cabinet.example", "meg+martin@welyb.fr"
+PDF = ("facture.pdf", "application/pdf", made.pdf())
+
+# Arguments: what to hand over, one word each, then "--" and the command. `whose`: "" for LISTEN_PID as it should be.
+LAUNCHER = """
+import os, socket, sys
+whose, *words = sys.argv[1:]
+things, argv = words[:words.index("--")], words[words.index("--") + 1:]
+kept = []
+for thing in things:
+    kind, _, place = thing.partition("=")
+    host, _, port = place.rpartition(":")
+    if kind == "tcp":
+        sock = socket.create_server((host, int(port)))
+    elif kind == "dual":
+        sock = socket.create_server(("::", int(port)), family=socket.AF_INET6, dualstack_ipv6=True)
+    elif kind == "udp":
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+    elif kind == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(place)
+        sock.listen()
+    elif kind == "deaf":
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+    elif kind == "connected":
+        sock, _far = socket.socketpair()
+    elif kind == "file":
+        sock = open(os.devnull)
+    kept.append(os.dup2(sock.fileno(), 40 + len(kept)))
+for number, fd in enumerate(kept):
+    os.dup2(fd, 3 + number, inheritable=True)
+os.environ["LISTEN_FDS"] = str(len(things)) if "gone" not in whose else str(len(things) + 3)
+os.environ["LISTEN_PID"] = "1" if whose == "other" else str(os.getpid())
+os.environ["LISTEN_FDNAMES"] = ":".join("anything" for _ in things)
+os.execvp(argv[0], argv)
+"""
+
+
+def launcher(*things: str, whose: str = "", then: Sequence[str] = ()) -> list[str]:
+    return [sys.executable, "-c", LAUNCHER, whose, *things, "--", *then]
+
+
+@pytest.fixture
+def relays(tmp_path: Path) -> Iterator[list[Relay]]:
+    """Each is stopped at the end."""
+    made_: list[Relay] = []
+    yield made_
+    for relay in made_:
+        relay.stop()
+
+
+def handed(relays: list[Relay], folder: Path, *things: str, processes: int = 1, **more: object) -> Relay:
+    relays.append(Relay(folder, {"smtp": {"processes": processes}}, under=launcher(*things, **more)))  # type: ignore[arg-type]
+    return relays[-1].start()
+
+
+def bound(relay: Relay) -> list[str]:
+    (ready,) = [line for line in relay.program.written().splitlines() if line.startswith("ready")]
+    return ready.split()[1:]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_they_take_the_place_of_listen(relays: list[Relay], tmp_path: Path, processes: int) -> None:
+    ports = [free_port(), free_port()]
+    relay = handed(relays, tmp_path, *(f"tcp=127.0.0.1:{port}" for port in ports), processes=processes)
+    assert bound(relay) == [f"127.0.0.1:{port}" for port in ports]
+    assert not listens("127.0.0.1", relay.port)
+    for port in ports:
+        assert CLIENTS["python"](port, SENDER, [MEG], mail(SENDER, MEG, PDF)).accepted
+    assert len(workers(relay)) == (2 if processes == 2 else 0)
+    for pid in workers(relay):
+        assert b"LISTEN_" not in Path(f"/proc/{pid}/environ").read_bytes()
+    assert relay.stop() == 0
+
+
+def test_workers_share_the_one_socket_and_none_is_missed(relays: list[Relay], tmp_path: Path) -> None:
+    port = free_port()
+    relay = handed(relays, tmp_path, f"tcp=127.0.0.1:{port}", processes=2)
+    pair = workers(relay)
+    before = {pid: _descriptors(pid) for pid in pair}
+    with ExitStack() as stack:
+
+        def both_have_taken_some() -> bool:
+            stack.enter_context(Dialogue(port))
+            return all(_descriptors(pid) > before[pid] for pid in pair)
+
+        until(both_have_taken_some)
+    os.kill(pair[0], signal.SIGKILL)
+    until(lambda: f"worker-lost pid={pair[0]}" in relay.program.err.read_text())
+    for _ in range(10):
+        assert CLIENTS["python"](port, SENDER, [MEG], mail(SENDER, MEG, PDF)).accepted
+    os.kill(pair[1], signal.SIGKILL)
+    until(lambda: f"worker-lost pid={pair[1]}" in relay.program.err.read_text())
+    for _ in range(10):
+        assert CLIENTS["python"](port, SENDER, [MEG], mail(SENDER, MEG, PDF)).accepted
+    assert len(relay.json("queue", "list")) == 20
+
+
+def _descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.debian("root", "port 25")
+def test_a_plain_user_serves_port_25_with_no_right_to_bind_it(relays: list[Relay]) -> None:
+    user = [program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+    able = subprocess.run([*user, *command(), "--version"], capture_output=True, check=False)
+    if able.returncode != 0:
+        pytest.skip(f"a plain user cannot run what is installed here: {able.stderr.decode()[-200:]}")
+    address = free_address(25)
+    with open_folder() as folder:
+        relay = Relay(folder, under=launcher(f"tcp={address}:25", then=user))
+        relays.append(relay)
+        os.chown(relay.folder, 65534, 65534)
+        relay.start()
+        assert status(relay.program.pid)["CapEff"] == "0" * 16
+        with Dialogue(25, host=address) as dialogue:
+            assert dialogue.hello().code == 250
+        relay.stop()
+
+
+def test_one_socket_for_both_kinds_of_address(relays: list[Relay], tmp_path: Path) -> None:
+    port = free_port()
+    try:
+        relay = handed(relays, tmp_path, f"dual=[::]:{port}")
+    except AssertionError as error:
+        if "Address family" in str(error) or "assign requested" in str(error):
+            pytest.skip("no IPv6 here")
+        raise
+    assert bound(relay) == [f"[::]:{port}"]
+    assert CLIENTS["python"](port, SENDER, [MEG], mail(SENDER, MEG, PDF)).accepted  # 127.0.0.1, trusted as such
+
+
+def test_those_of_another_process_are_left_alone(relays: list[Relay], tmp_path: Path) -> None:
+    relay = handed(relays, tmp_path, f"tcp=127.0.0.1:{free_port()}", whose="other")
+    assert bound(relay) == [f"127.0.0.1:{relay.port}"]
+
+
+@pytest.mark.parametrize("thing", ["udp", "unix=unix.sock", "deaf", "connected", "file", "gone"])
+def test_what_is_no_listening_tcp_socket_is_refused(tmp_path: Path, thing: str) -> None:
+    relay = Relay(tmp_path)
+    things = [f"tcp=127.0.0.1:{free_port()}", *([thing] if thing != "gone" else [])]
+    serve = [*command(), "--config", str(relay.config), "serve"]
+    done = subprocess.run(
+        launcher(*things, whose="gone" if thing == "gone" else "", then=serve),
+        cwd=relay.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "inherited descriptor 4" in done.stderr and "Remedy" in done.stderr and "Traceback" not in done.stderr
+    assert "ready" not in done.stdout
