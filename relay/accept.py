@@ -6,6 +6,7 @@ bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from relay.mime import Message, Part, Scanner
 from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
 from relay.store import intake
+from relay.store.database import StoreError, is_busy
 from rules import access, address, attachment, bounce, filing, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
 from rules.replies import Reply
@@ -45,6 +47,9 @@ class Intake:
         self.directory = directory
         self.token_key = token_key
         self.on_filings: Callable[[], None] = lambda: None
+        files = (str(config.database), f"{config.database}-wal")
+        self._store = {file: found for file in files if (found := _identity(file))}
+        self._doubtful: list[str] = []
         self._under_way: set[asyncio.Task[Reply]] = set()
         self._free_until = 0.0
         self._full = False
@@ -92,6 +97,35 @@ class Intake:
                 return replies.TROUBLE
             client = found
         return Recipient(route, argument.address or "postmaster", client)
+
+    def confirm_store(self) -> None:
+        """Raises StoreError unless the rows just written are where the next start will look for them.
+
+        SQLite goes on writing into files that have lost their names, and never says so.
+        """
+        for file, identity in self._store.items():
+            if _identity(file) != identity:
+                raise StoreError(
+                    f"{file}: moved, removed or replaced while the relay serves; mail is answered 451. "
+                    "Remedy: stop the relay, put the file back or restore the backup, start it."
+                )
+
+    def forget(self, key: str) -> None:
+        """A large mail that no row speaks of."""
+        if key:
+            with contextlib.suppress(OSError):  # start-up removes files that no row refers to
+                self.spool.remove(key)
+
+    def doubt(self, key: str) -> None:
+        """A commit failed, and yet its rows may stand after a power cut (the sync of the WAL failed, say): they would
+        speak of this file. The next commit overwrites them; the next start removes it if nobody has by then."""
+        if key:
+            self._doubtful.append(key)
+
+    def end_doubts(self) -> None:
+        """A later commit stands."""
+        while self._doubtful:
+            self.forget(self._doubtful.pop())
 
     async def list_clients(self) -> None:
         await self.directory.list_again()
@@ -231,24 +265,23 @@ class Transaction:
         key = "" if body is not None else await asyncio.to_thread(self._incoming.settle)
         try:
             committed = await self._door.writer.write(partial(_add, accepted, key), body)
-        except Exception:  # one that is cancelled here cannot know: the rows may well be written
-            self._forget(key)
+        except Exception as error:
+            if is_busy(error):
+                self._door.forget(key)  # nothing was even begun
+            else:
+                self._door.doubt(key)
             raise
+        self._door.confirm_store()
+        self._door.end_doubts()
         peer = self._envelope.peer.ip
         if committed.added:
             log.accepted(committed.message, size=message.size, peer=peer, deliveries=len(accepted.deliveries))
         else:
-            self._forget(key)
+            self._door.forget(key)
             log.repeated(committed.message, peer=peer)
         if committed.filings:
             self._door.on_filings()
         return replies.accepted(committed.message)
-
-    def _forget(self, key: str) -> None:
-        self._incoming.discard()
-        if key:
-            with contextlib.suppress(OSError):  # start-up removes files that no row refers to
-                self._door.spool.remove(key)
 
     def _draft(self) -> Draft:
         door = self._door
@@ -261,6 +294,15 @@ class Transaction:
         read = bounce.read(self._incoming.read(0, MAX_REPORT))
         report = read if isinstance(read, bounce.Bounce) else None
         return tuple((token, report) for token in tokens)
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    """Device and inode of the file that has this name now."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 # What is written where the writer is, which may be another process: functions of this module, so that they can be sent.

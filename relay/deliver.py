@@ -156,6 +156,7 @@ class Connection:
         self._stage: Stage = "connect"
         self._refusal: Outcome | None = None
         self._half_done = False  # a transaction was begun and not ended
+        self._cut = ""  # why we ended it
 
     @property
     def usable(self) -> bool:
@@ -167,6 +168,12 @@ class Connection:
         outcome = self._unfit(job) or await self._guarded(self._transaction(job, commands))
         assert outcome is not None
         return outcome
+
+    def cut(self, why: str) -> None:
+        """Our time is over: ends a transaction under way, unless the far side has the whole message: that answer counts."""
+        if self._stage != "dot":
+            self._cut = why
+            self._line.abort()
 
     async def close(self) -> None:
         """Says QUIT, and waits a moment for the answer (RFC 5321 §4.1.1.10)."""
@@ -186,7 +193,8 @@ class Connection:
             outcome = await talk
         except Trouble as trouble:
             self._line.abort()
-            outcome = self._refusal or of_fault(self._stage, trouble.fault, str(trouble))
+            fault, why = (Fault.TIMEOUT, self._cut) if self._cut else (trouble.fault, str(trouble))
+            outcome = self._refusal or of_fault(self._stage, fault, why)
         except BaseException:
             self._line.abort()
             raise

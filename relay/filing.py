@@ -17,6 +17,7 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.directory import list_again
 from relay.mime import decoded
+from relay.outgoing import unreadable
 from relay.spool import Spool, SpoolError
 from relay.store import delivery, directory, filings
 from relay.store.delivery import Claimed, Pace, Result
@@ -25,9 +26,10 @@ from rules.lifecycle import Change
 from rules.replies import Reason
 from rules.ruleset import RuleSet
 
-Outcome = ged.Filed | ged.Damaged | ged.GedAway | SpoolError
+Outcome = ged.Filed | ged.Damaged | ged.GedAway | SpoolError | OSError
 
 RETRY_EVERY = timedelta(minutes=1)
+AFTER_TROUBLE = 10.0  # seconds before the work is taken up again
 BATCH = 20
 
 
@@ -55,7 +57,16 @@ class Filing:
         self._wakeup.set()
 
     async def work(self) -> None:
-        """Until cancelled. What a dead worker left half done goes back to waiting first."""
+        """Until cancelled. Trouble of ours (the store locked or full, say) ends a turn, and the next one mends it."""
+        while True:
+            try:
+                await self._turn()
+            except Exception as error:
+                log.trouble("filing", error)
+                await asyncio.sleep(AFTER_TROUBLE)
+
+    async def _turn(self) -> None:
+        """What a dead worker, or a turn that failed, left half done goes back to waiting first."""
         at = clock.stamp(clock.now())
         await self._writer.write(lambda db, _: delivery.recover(db, "file", at))
         await asyncio.to_thread(self._forget_temporaries, filings.latest(self._db))
@@ -139,6 +150,9 @@ class Filing:
         folders = filing.folder(template, received, timezone=self._config.zone, fiscal_year_end=end)
         try:
             with self._spool.open(taken.spool) as body:
+                part = found.spans[0]
+                if part.offset + part.length > body.size:
+                    raise SpoolError(f"{taken.spool}: cut to {body.size} bytes")
                 return tree.file_document(
                     folders if tree.folder else (found.folder, *folders),
                     found.name,
@@ -146,7 +160,7 @@ class Filing:
                     chunks=decoded(body.read, found.spans),
                     sha256=found.sha256,
                 )
-        except SpoolError as error:
+        except (SpoolError, OSError) as error:  # the tree's own are an outcome: this is the spool's
             return error
 
     def _result(self, outcome: Outcome, folder: str, now: datetime) -> Result:
@@ -156,8 +170,10 @@ class Filing:
             case ged.GedAway(reason=why):
                 at = clock.stamp(now + RETRY_EVERY)
                 return Result(Change.DEFER, reply=why, reason=Reason("ged-away", {"at": at}))
-            case _:
+            case ged.Damaged():
                 return Result(Change.FAIL, reply=str(outcome), reason=Reason("bytes-missing"))
+            case _:
+                return unreadable(outcome)
 
     def _record(self, db: Database, taken: Claimed, result: Result, *, document: str, now: datetime) -> bool:
         recorded = delivery.record(db, taken, result, run=self._pass, now=now, pace=self._pace)

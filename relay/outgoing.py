@@ -1,10 +1,12 @@
 """The octets of a delivery as they leave: read from the spool, with our fields and our signature on top.
 
 Knows alone: where a body's octets come from when it leaves: from memory, where it was kept since it was hashed, or from its
-file, where it needs no second look. The same octets at every attempt: nothing in them comes from now.
+file, where it needs no second look; and which trouble with them is final. The same octets at every attempt: nothing in
+them comes from now.
 Limits: it blocks: for a thread. A large body is never held: it is hashed as it is read, and leaves from its file.
 """
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,11 +14,14 @@ from relay import clock, compose, sign
 from relay.config import Config
 from relay.deliver import Job, Stored
 from relay.sign import Signer
-from relay.spool import Body, Spool
-from relay.store.delivery import Claimed
+from relay.spool import Body, Spool, SpoolError
+from relay.store.delivery import Claimed, Result
 from relay.wire import LineDots
+from rules.lifecycle import Change
+from rules.replies import Reason
 
 MAX_HEADER = 256 * 1024
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class Outgoing:
     def job(self, taken: Claimed, most: int) -> Job:
         """The message as it leaves. A body of up to `most` octets is held until it has left. Raises SpoolError."""
         with self._spool.open(taken.spool) as body:
+            if body.size != taken.size:  # a file that was cut would pass for a short mail
+                raise SpoolError(f"{taken.spool}: {taken.size} bytes expected, {body.size} found")
             start = body.read(0, MAX_HEADER + 4)
             block = header_block(start)
             prefix = self._prefix(taken, block)
@@ -88,6 +95,18 @@ class Outgoing:
             tls=taken.tls,
         )
         return compose.relayed(block, received)
+
+
+def unreadable(error: SpoolError | OSError | EOFError) -> Result:
+    """What becomes of a delivery whose bytes could not be read.
+
+    Gone or cut is final, and a person must look. What the system refuses now (too many open files, say, or a disk that
+    does not answer) it may grant later.
+    """
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno not in _GONE:
+        return Result(Change.DEFER, reply=f"spool: {cause.strerror}", warn=1)
+    return Result(Change.FAIL, reply=str(error), reason=Reason("bytes-missing"))
 
 
 def _rest(body: Body, start: bytes, *, at: int, dots: LineDots, most: int) -> _Rest:

@@ -3,8 +3,10 @@
 Knows alone: who is served next (one batch from each collector in turn, so that one client's 5,000 documents do not delay
 another's one), when a host is left alone for the rest of the run, and how far ahead of the wire it is worked: while one
 message travels the next ones are claimed, read and signed, and the results of the last ones are written.
+When the run's time is over a far side that is still at it is cut short, unless it has the whole message.
 Limits: a crash repeats what had arrived and was not recorded: for each connection the delivery on the wire, and UNRECORDED
-more.
+more. A far side that says nothing to the final dot may hold a run for ten minutes past its time. Over 400 lines because
+what one host is to a run is told in one place.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from pysqlite3.dbapi2 import OperationalError
 from sqlite_utils import Database
 
 from relay import clock, log
@@ -21,7 +24,7 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.deliver import SMALL, Connection, Destination, Job, destinations
 from relay.dns import Resolver
-from relay.outgoing import Outgoing
+from relay.outgoing import Outgoing, unreadable
 from relay.sign import Signer
 from relay.spool import Spool, SpoolError
 from relay.store import delivery
@@ -29,13 +32,15 @@ from relay.store.delivery import Claimed, Pace, Recorded, Result
 from rules import outcome as outcomes
 from rules.lifecycle import Change, State
 from rules.outcome import Certainty, Fault, Outcome, Scope
-from rules.replies import Reason
 
 BATCH = 10  # deliveries of one collector before the next one's turn
 TOGETHER = 5  # small ones that one visit to the thread makes ready
 AHEAD = 2  # made ready for each connection
 UNRECORDED = 2  # deliveries answered and not yet recorded, for each connection
 HELD = 8 << 20  # octets of bodies kept for the wire, of all hosts; over that they are read again
+RECORD_AGAIN = 2.0  # seconds before a result that the store did not take is offered to it again
+LEAST = 10.0  # seconds that a far side is given, however late in the run it is asked
+END_OF_RUN = "fin du passage (end of the run)"
 
 
 @dataclass(slots=True)
@@ -55,11 +60,21 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A claimed delivery with its message, or the reason why there is none."""
+    """A claimed delivery with its message, or what becomes of it without."""
 
     taken: Claimed
-    job: Job | SpoolError
+    job: Job | Result
     held: int  # octets of it in memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A delivery and what came of it, to be recorded. `told` is for who hears of a failure."""
+
+    taken: Claimed
+    result: Result
+    at: datetime
+    told: Outcome | None = None
 
 
 @dataclass(slots=True)
@@ -77,7 +92,7 @@ class _Host:
 
     async def settled(self) -> None:
         """Once everything it was told is recorded, or that failed: then it raises."""
-        if self.records:
+        while self.records:
             await asyncio.wait(self.records)
         if self.fault is not None:
             raise self.fault
@@ -123,7 +138,7 @@ class Sender:
             await self._serve(host)
         except Exception as error:
             log.trouble(f"run {self.run} {host.domain}", error)
-            if host.records:
+            while host.records:
                 await asyncio.wait(host.records)  # what was answered is recorded all the same, and counted
 
     async def _serve(self, host: _Host) -> None:
@@ -164,17 +179,25 @@ class Sender:
         """A session with the first host that gives one; None stops the domain for this run."""
         policy = self._config.delivery.tls.get(host.domain, "opportunistic")
         refused: Outcome | None = None
-        for place in host.places:
-            opened = await Connection.open(
-                place,
-                hostname=self._config.relay.hostname,
-                tls="required" if policy == "required" else "opportunistic",
-            )
-            if isinstance(opened, Connection):
-                return opened
-            refused = opened
+        try:
+            async with asyncio.timeout(self._left()):
+                for place in host.places:
+                    opened = await Connection.open(
+                        place,
+                        hostname=self._config.relay.hostname,
+                        tls="required" if policy == "required" else "opportunistic",
+                    )
+                    if isinstance(opened, Connection):
+                        return opened
+                    refused = opened
+        except TimeoutError:
+            refused = outcomes.of_fault("connect", Fault.TIMEOUT, END_OF_RUN)
         host.stopped = host.stopped or refused
         return None
+
+    def _left(self) -> float:
+        """Seconds a far side has. One that takes a byte a second must not keep the next run from everybody else."""
+        return max((self._deadline - clock.now()).total_seconds(), LEAST)
 
     async def _make_ready(self, host: _Host) -> None:
         """A batch of each collector in turn, until nothing is due: claimed, and prepared for the wire."""
@@ -239,15 +262,14 @@ class Sender:
     def _ready(self, taken: Claimed, share: int) -> _Ready:
         try:
             return _Ready(taken, self._outgoing.job(taken, share), share)
-        except SpoolError as error:
-            return _Ready(taken, error, share)
+        except (SpoolError, OSError) as error:
+            return _Ready(taken, unreadable(error), share)
 
     async def _one(self, host: _Host, ready: _Ready, connection: Connection | None) -> Connection | None:
         """Sends one claimed delivery, over a new connection if the last is of no more use."""
         self._held -= ready.held
-        if isinstance(ready.job, SpoolError):
-            missing = Result(Change.FAIL, reply=str(ready.job), reason=Reason("bytes-missing"))
-            await self._write(host, ready.taken, missing)
+        if isinstance(ready.job, Result):
+            await self._write(host, _Answered(ready.taken, ready.job, clock.now()))
             return connection
         if connection is not None and not connection.usable:
             await connection.close()
@@ -258,41 +280,68 @@ class Sender:
             assert host.stopped is not None
             await self._record(host, ready.taken, host.stopped)
             return None
-        outcome = await connection.send(ready.job)
+        try:
+            outcome = await self._sent(connection, ready.job)
+        except (SpoolError, OSError, EOFError) as error:  # its bytes went while it was sent: the dot was not
+            await self._write(host, _Answered(ready.taken, unreadable(error), clock.now()))
+            return None
         if outcome.scope is Scope.HOST and outcome.result is not outcomes.Result.DONE:
             host.stopped = outcome
+        elif outcome.result is outcomes.Result.LATER and clock.now() >= self._deadline:
+            host.stopped = outcomes.of_fault("connect", Fault.TIMEOUT, END_OF_RUN)  # no doubt hangs on the others
         await self._record(host, ready.taken, outcome)
         return connection
 
-    async def _record(self, host: _Host, taken: Claimed, outcome: Outcome) -> None:
-        await self._write(host, taken, _result(outcome), told=outcome)
+    async def _sent(self, connection: Connection, job: Job) -> Outcome:
+        alarm = asyncio.get_running_loop().call_later(self._left(), connection.cut, END_OF_RUN)
+        try:
+            return await connection.send(job)
+        finally:
+            alarm.cancel()
 
-    async def _write(self, host: _Host, taken: Claimed, result: Result, *, told: Outcome | None = None) -> None:
-        """Has it recorded, and waits for that only where much is waiting already. `told` is for who hears of a failure."""
+    async def _record(self, host: _Host, taken: Claimed, outcome: Outcome) -> None:
+        await self._write(host, _Answered(taken, _result(outcome), clock.now(), outcome))
+
+    async def _write(self, host: _Host, answered: _Answered) -> None:
+        """Has it recorded, and waits for that only where much is waiting already."""
         await host.room.acquire()
-        now = clock.now()
-        writing = self._writer.write(
+        self._follow(host, answered, self._offer(answered))
+
+    def _offer(self, answered: _Answered) -> "asyncio.Future[Recorded]":
+        taken, result, now = answered.taken, answered.result, answered.at
+        return self._writer.write(
             lambda db, _: delivery.record(db, taken, result, run=self.run, now=now, pace=self._pace)
         )
-        host.records.add(writing)
-        writing.add_done_callback(lambda done: self._written(host, done, taken=taken, result=result, told=told))
 
-    def _written(
-        self, host: _Host, done: "asyncio.Future[Recorded]", *, taken: Claimed, result: Result, told: Outcome | None
-    ) -> None:
+    async def _offer_again(self, answered: _Answered) -> Recorded:
+        await asyncio.sleep(RECORD_AGAIN)
+        return await self._offer(answered)
+
+    def _follow(self, host: _Host, answered: _Answered, writing: "asyncio.Future[Recorded]") -> None:
+        host.records.add(writing)
+        writing.add_done_callback(lambda done: self._written(host, answered, done))
+
+    def _written(self, host: _Host, answered: _Answered, done: "asyncio.Future[Recorded]") -> None:
         host.records.discard(done)
+        fault = None if done.cancelled() else done.exception()
+        if isinstance(fault, OperationalError) and clock.now() < self._deadline:
+            # Locked, or no room. What a far side has taken and nobody wrote down would be sent again: we insist.
+            log.trouble(answered.taken.id, fault)
+            self._follow(host, answered, asyncio.ensure_future(self._offer_again(answered)))
+            return
         host.room.release()
-        if done.cancelled():
-            return
-        if (fault := done.exception()) is not None:
+        if fault is not None:
             host.fault = host.fault or fault
-            return
-        recorded = done.result()
+        elif not done.cancelled():
+            self._count(answered, done.result())
+
+    def _count(self, answered: _Answered, recorded: Recorded) -> None:
+        taken, result = answered.taken, answered.result
         self.tally.sent += recorded.state is State.SENT
         self.tally.deferred += recorded.state is State.WAITING
         self.tally.failed += recorded.state is State.FAILED
-        if recorded.state is State.FAILED and told is not None:
-            self.tally.told.append((taken, told))
+        if recorded.state is State.FAILED and answered.told is not None:
+            self.tally.told.append((taken, answered.told))
         if recorded.warn:
             self.tally.warned.append(taken.id)
             log.warned(taken.id)
@@ -308,7 +357,7 @@ class Sender:
 
     async def _put_off(self, host: _Host) -> None:
         """What was due and not tried: the host is away, or the run's time is over."""
-        why = host.stopped or outcomes.of_fault("connect", Fault.TIMEOUT, "fin du passage (end of the run)")
+        why = host.stopped or outcomes.of_fault("connect", Fault.TIMEOUT, END_OF_RUN)
         now = clock.now()
         put_off = await self._writer.write(
             lambda db, _: delivery.defer_domain(
