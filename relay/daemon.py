@@ -114,10 +114,11 @@ async def means(config: Config, ruleset: RuleSet) -> AsyncIterator[flush.Means]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     db = open_for_writing(config.database)
     reader = open_for_reading(config.database)
+    key = token_key(data)  # before the spool, whose opening makes the name durable too
     spool = Spool(data / "spool", lambda: ids.new(clock.now()))
     writer = Writer(db, spool)
     try:
-        yield flush.Means(config, ruleset, reader, spool, writer, signer(config), token_key(data))
+        yield flush.Means(config, ruleset, reader, spool, writer, signer(config), key)
     finally:
         await writer.close()
         spool.close()

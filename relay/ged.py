@@ -462,7 +462,9 @@ def _made(top: int, folders: Sequence[str]) -> Iterator[tuple[int, str]]:
     fd, place = os.dup(top), ""
     for folder in folders:
         with _closing(fd), _reaching():
-            fd, name = _find_or_make(fd, _component(folder))
+            above = fd
+            fd, name = _find_or_make(above, _component(folder))
+            _keep_name(fd, above)
         place = _join(place, name)
     with _closing(fd):
         yield fd, place
@@ -491,6 +493,17 @@ def _make(fd: int, name: str) -> int:
     if made:
         _share(new, fd)
     return new
+
+
+_kept: set[tuple[int, int]] = set()  # device and inode of folders whose names this process has seen made durable
+
+
+def _keep_name(fd: int, above: int) -> None:
+    """A folder that is there already may be a dead process's, made and never synced: a document's name is not enough."""
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) not in _kept:
+        os.fsync(above)
+        _kept.add((status.st_dev, status.st_ino))
 
 
 def _share(fd: int, above: int) -> None:

@@ -32,6 +32,7 @@ PRAGMAS = (
     f"journal_size_limit={2 * CHECKPOINT * 4096}",
 )
 Row = tuple[Any, ...]
+Damaged = sqlite3.DatabaseError  # what reading a store that the disk spoiled raises
 
 
 class StoreError(RuntimeError):
@@ -40,6 +41,10 @@ class StoreError(RuntimeError):
 
 class NoStore(StoreError):
     """There is no store yet: nothing was ever served from here."""
+
+
+class LostStore(StoreError):
+    """There was a store, and it is gone while its messages are there: never an empty one in its place."""
 
 
 class Store(Protocol):
@@ -59,15 +64,23 @@ class Reader:
         self.conn.close()
 
 
+def plain(path: Path) -> Any:
+    """A connection to a copy that nobody else knows of: for a backup's."""
+    return _connect(f"file:{_quoted(path)}?mode=rw")
+
+
 def open_for_writing(path: Path) -> "Database":
     """Opens the store, making or migrating it as needed. The folder and the file are the owner's alone."""
     from relay.store.schema import migrations
 
     _check_version()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists() or not path.stat().st_size:
+        _refuse_to_forget(path)  # before SQLite makes the file, and takes a WAL that stands beside it for refuse
     previous = os.umask(0o077)
     try:
         db = _database(_connect(f"file:{_quoted(path)}?mode=rwc"))
+        _check_schema(db, path)
         db.execute("PRAGMA journal_mode=WAL").fetchone()
     finally:
         os.umask(previous)
@@ -76,9 +89,40 @@ def open_for_writing(path: Path) -> "Database":
     return db
 
 
+def _check_schema(db: "Database", path: Path) -> None:
+    """A store made by a newer release is not ours to write to; one without tables may be what is left of a lost one."""
+    version = rows(db, "PRAGMA user_version")[0][0]
+    if version > SCHEMA:
+        db.close()
+        raise StoreError(f"{path}: {_NEWER}")
+    if version == 0:
+        try:
+            _refuse_to_forget(path)
+        except StoreError:
+            db.close()
+            raise
+
+
+_NEWER = "made by a newer release. Remedy: install that release again, or restore the backup made before the upgrade."
+
+
+def _refuse_to_forget(path: Path) -> None:
+    """Raises StoreError where the spool has messages and the store is new: they would be taken for refuse, and removed.
+
+    The store is always made before the spool, and the first message comes after both.
+    """
+    spool = path.parent / "spool"
+    if any(found.is_file() for part in ("segments", "files") for found in (spool / part).rglob("*")):
+        raise LostStore(
+            f"{path}: the store is gone, but {spool} has messages. Remedy: put the file back, or move {spool} away and "
+            "`welyb-relay restore DIR` a backup; without one, move it away to begin anew."
+        )
+
+
 def open_existing(path: Path) -> "Database":
     """For a command that changes something: the same, but it never creates a store. Raises NoStore."""
     if not path.exists():
+        _refuse_to_forget(path)
         raise NoStore(f"{path}: no store yet. Remedy: start `welyb-relay serve` once, or give --config.")
     return open_for_writing(path)
 
@@ -94,8 +138,13 @@ def open_for_listing(path: Path) -> Reader:
     if not path.exists():
         raise NoStore(f"{path}: no store yet. Remedy: start `welyb-relay serve` once, or give --config.")
     reader = Reader(_connect(f"file:{_quoted(path)}?mode=ro"))
-    if rows(reader, "PRAGMA user_version")[0][0] < SCHEMA:
+    version = rows(reader, "PRAGMA user_version")[0][0]
+    if version != SCHEMA:
         reader.close()
+        if version > SCHEMA:
+            raise StoreError(f"{path}: {_NEWER}")
+        if version == 0:
+            _refuse_to_forget(path)
         raise StoreError(f"{path}: made by an older release. Remedy: run `welyb-relay check` as its owner, once.")
     return reader
 
@@ -135,6 +184,8 @@ def _migrate(db: "Database") -> None:
     # Two processes may find the same migration pending: the lock is taken before looking again.
     for _ in range(2):
         try:
+            with transaction(db):  # its index with it, or neither: a table without it would stay so
+                migrations.ensure_migrations_table(db)
             migrations.apply(db)
             return
         except sqlite3.OperationalError:

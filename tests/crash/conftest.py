@@ -49,7 +49,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    site = getattr(item, "funcargs", {}).get("site")
+    arguments = getattr(item, "funcargs", {})
+    site = arguments.get("site") or getattr(arguments.get("story"), "site", None)
     if report.failed and site is not None:
         for log in sorted(site.folder.rglob("*.err"), key=lambda path: path.stat().st_mtime)[-6:]:
             report.sections.append((log.name, tail(log)))

@@ -30,6 +30,13 @@ def document(size: int = 0) -> bytes:
     return pdf_of_size(size).replace(b"Facture 0231", label.encode()) if size else pdf(label)
 
 
+def moved_in(path: Path, content: bytes) -> None:
+    """As a client's machine would do it."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(content)
+    partial.rename(path)
+
+
 @dataclass(slots=True)
 class Letter:
     """A mail, and what its sender knows of it: `answered` once a 250 came."""
@@ -62,15 +69,13 @@ class Ledger:
             self.letters[message_id] = new
         return new
 
-    def deposit(self, folder: Path, *, size: int = 0) -> Path:
-        """A document, whole from its first instant: moved into `folder`."""
+    def deposit(self, folder: Path, *, size: int = 0, lay: Callable[[Path, bytes], object] = moved_in) -> Path:
+        """A document, whole from its first instant."""
         content = document(size)
         path = folder / f"depot-{next(_serial)}.pdf"
         with self._lock:
             self.deposits[digest(content)] = path
-        partial = folder / f".{path.name}.part"
-        partial.write_bytes(content)
-        partial.rename(path)
+        lay(path, content)
         with self._lock:
             self._laid.add(digest(content))
         return path

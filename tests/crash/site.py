@@ -53,7 +53,7 @@ class Site:
             site.relay.start()
             site.connected.mkdir()
             site.relay.cli(*connecting(CLIENT, "Achats"))
-            site.taken(MEG, VENTES, sizes=(0, 200_000))
+            site.taken(MEG, VENTES, sizes=(0, 600_000))
             until(lambda: site.month.is_dir(), "file the first document")
         except BaseException:
             site.stop()

@@ -5,7 +5,7 @@ import pytest
 from tests.crash.site import MEG, Site
 from tests.crash.strace import Point
 
-LARGE = (200_000,)
+LARGE = (600_000,)
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ TOLD = (r'sendto\(\d+<socket:\[\d+\]>, "250 2\.0\.0 Message',)
         pytest.param(by_data, (0,), (r"write\(\d+<.*/segments/.*>", r"fdatasync\(\d+<.*/segments/.*>"), id="small"),
         pytest.param(
             by_data,
-            (200_000,),
+            (600_000,),
             (r"write\(\d+<.*/files/.*>", r"fdatasync\(\d+<.*/files/.*>", r"fsync\(\d+<.*/files/[\d-]+>"),
             id="large",
         ),
         pytest.param(
             by_chunks,
-            (200_000,),
+            (600_000,),
             (r"write\(\d+<.*/files/.*>", r"fdatasync\(\d+<.*/files/.*>", r"fsync\(\d+<.*/files/[\d-]+>"),
             id="bdat",
         ),

@@ -62,7 +62,7 @@ def test_in_the_middle_of_a_message(site: Site) -> None:
 
 
 def test_bytes_past_their_retention(site: Site) -> None:
-    letter = site.ledger.letter(MEG, sizes=(200_000,))
+    letter = site.ledger.letter(MEG, sizes=(600_000,))
     with site.halfway(letter) as (half, file):
         assert half.finish()
     site.settled()
