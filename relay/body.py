@@ -21,9 +21,9 @@ from rules.attachment import Leaf
 HEAD = 64 * 1024
 TAIL = 65_557 + 1024  # the longest end of central directory (22 bytes and a comment of 65,535), and what is before it
 HTML = 1024 * 1024
-MAX_CIDS = 10_000
+MAX_CIDS = 1_000
 
-_CID = re.compile(rb"cid:([^\s\"'<>)\\]{1,1000})")
+_CID = re.compile(rb"cid:([^\s\"'<>)\\]{1,250})")
 _NO_LINE_END = bytes(sorted(set(range(256)) - set(b"\r\n")))
 _UUENCODED = re.compile(rb"^begin [0-7]{3,4} \S", re.MULTILINE)
 
@@ -104,6 +104,11 @@ class Body:
             head=head,
             tail=head if self._size <= HEAD else b"".join(self._tail)[-TAIL:],
         )
+
+    @property
+    def html_size(self) -> int:
+        """How much of it `cids` searches."""
+        return len(self._html or b"")
 
     def cids(self) -> set[str]:
         """The Content-IDs its HTML refers to (RFC 2392)."""

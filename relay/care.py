@@ -1,25 +1,37 @@
-"""Housekeeping of spool and store: mending at start what a crash left, purging bytes past their retention.
+"""Housekeeping of spool and store: mending at start what a crash left, purging bytes past their retention, erasing bytes
+on request, and looking whether every row has its bytes and every file its row.
 
 Knows alone: which bytes may go. Bytes go when nothing can need them any more; history stays.
 """
 
 import asyncio
+import hashlib
+import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 from sqlite_utils import Database
 
 from relay import clock, ged, log
+from relay.body import decoded
 from relay.commit import Writer
 from relay.config import Config
-from relay.spool import Spool
-from relay.store import connections, retention
+from relay.mime import Span
+from relay.spool import Spool, SpoolError
+from relay.store import audit, connections, erasure, retention
+from relay.store.audit import Needed, Problem
+from relay.store.database import Store, transaction
 from rules.deposit import Known
 
 HASHING = 5.0  # seconds of a run spent on the hashes of the baseline
 PURGED_AT_ONCE = 500
+YOUNG = 3600.0  # seconds: a file that was written to since may be a mail that still comes in
+ZEROS = bytes(1 << 18)
 
 
 async def mend(spool: Spool, db: Database) -> None:
@@ -78,3 +90,114 @@ def _hashes(tree: ged.Tree, rows: Sequence[Known]) -> list[tuple[str, str]]:
 
 def _nowhere(chunk: bytes) -> None:
     pass
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """A row whose bytes are not there, not whole, or not what it says."""
+
+    row: Needed
+    found: str
+
+
+def rows_without_bytes(db: Store, spool: Spool) -> Iterator[Bare]:
+    """Each is asked again before it is told: a run may have purged it meanwhile, rows first."""
+    suspects = [Bare(row, found) for row in audit.needed(db) if (found := _missing(spool, row))]
+    for bare in suspects:  # after the statement, which saw one instant
+        if audit.still_needed(db, bare.row):
+            yield bare
+
+
+def _missing(spool: Spool, row: Needed) -> str:
+    try:
+        with spool.open(row.key) as body:
+            return "" if body.size == row.size else f"{row.key}: {row.size} → {body.size}"
+    except SpoolError as error:
+        return str(error)
+
+
+def altered_documents(db: Store, spool: Spool) -> Iterator[Problem]:
+    """Documents whose bytes are not those that were accepted, by their SHA-256. Reads the whole spool."""
+    suspects = [
+        (row, document)
+        for row in audit.needed(db)
+        if row.table == "message"
+        for document, sha256, spans in audit.documents(db, row.id)
+        if not _is_same(spool, row.key, spans, sha256)
+    ]
+    for row, document in suspects:
+        if audit.still_needed(db, row):
+            yield Problem("altered", document, row.key)
+
+
+def _is_same(spool: Spool, key: str, spans: str, sha256: str) -> bool:
+    digest = hashlib.sha256()
+    try:
+        with spool.open(key) as body:
+            for piece in decoded(body.read, tuple(Span(*span) for span in json.loads(spans))):
+                digest.update(piece)
+    except SpoolError:
+        return True  # it is told already: its bytes are missing
+    return digest.hexdigest() == sha256
+
+
+def files_without_row(db: Database, data: Path, *, older_than: float) -> list[str]:
+    """Keys of files that no row speaks of and that nobody has written to for `older_than` seconds."""
+    latest = time.time() - older_than
+    files = data / "spool" / "files"
+    found = [(path, f"f/{path.parent.name}/{path.name}") for path in sorted(files.glob("*/*"))]
+    return [key for path, key in found if _written(path) <= latest and not retention.is_referred_to(db, key)]
+
+
+def _written(path: Path) -> float:
+    """When it was last written to; for one that is gone meanwhile, never long enough ago."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def segments_without_row(db: Database, data: Path, *, older_than: float) -> list[str]:
+    latest = time.time() - older_than
+    found = sorted((data / "spool" / "segments").glob("*"))
+    return [path.name for path in found if _written(path) <= latest and retention.is_segment_free(db, path.name)]
+
+
+# --- erasing --------------------------------------------------------------------------------------------------------
+
+
+def erase_bytes(db: Database, data: Path) -> int:
+    """Finishes what an erasure began; how many bodies. The caller holds the run lock.
+
+    A file of its own is removed. In a segment the range is overwritten with zeros where it lies: no row speaks of it any
+    more, so no reader comes, its neighbours do not move, and a segment may live for as long as one of them is held.
+    """
+    spool = Spool.existing(data / "spool")
+    keys = erasure.unfinished(db)
+    for key in keys:
+        if key.startswith("s/"):
+            _zero(data / "spool", key)
+        elif not retention.is_referred_to(db, key):
+            spool.remove(key)
+    with transaction(db):
+        erasure.finished(db)
+    db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # what was overwritten in the file stands in the WAL
+    return len(keys)
+
+
+def _zero(root: Path, key: str) -> None:
+    _, segment, offset, length = key.split("/")
+    try:
+        fd = os.open(root / "segments" / segment, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        end = min(int(offset) + int(length), os.fstat(fd).st_size)
+        for at in range(int(offset), end, len(ZEROS)):
+            os.pwrite(fd, ZEROS[: end - at], at)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)

@@ -93,7 +93,8 @@ class Writer:
             keys = iter(self._spool.place(bodies))
             results = [job.change(self._db, next(keys) if job.body is not None else "") for job in batch]
         except Exception as error:
-            self._db.conn.execute("ROLLBACK")
+            if self._db.conn.in_transaction:  # after an I/O error SQLite has rolled back by itself
+                self._db.conn.execute("ROLLBACK")
             self._failed(batch, error, again=True)
             return
         done = self._loop.run_in_executor(self._thread, self._commit, bodies)

@@ -5,7 +5,6 @@ Knows alone: the settings, their defaults and their units. Relative paths are re
 
 import os
 import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from zoneinfo import ZoneInfo
 
-from rules import access, ruleset
+from rules import access, ruleset, toml
 
 ENVIRONMENT = "WELYB_RELAY_CONFIG"
 SYSTEM_FILE = Path("/etc/welyb-relay/relay.toml")
@@ -122,9 +121,9 @@ def load(path: Path | None) -> Config:
 
 def parse(text: str, source: str) -> Config:
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not TOML: {error}. Remedy: mend that line.") from None
+        data = toml.tables(text)
+    except toml.NotToml as error:
+        raise ConfigError(f"{source}:{error.line}: {error}") from None
     config: Config = _build(Config, data, _Place(text, source, ""))
     _check(config, _Place(text, source, ""))
     return config
@@ -157,7 +156,7 @@ class _Place:
         """The line of `key` in its table; else of the table's header, or of an inline one; 1 at worst."""
         inside, found = not self.table, 0
         own = re.compile(rf"\[{re.escape(f'{self.table}.{key}'.lstrip('.'))}\b")
-        for number, line in enumerate(self.text.splitlines(), 1):
+        for number, line in enumerate(self.text.split("\n"), 1):
             stripped = line.strip().replace('"', "")
             if own.match(stripped) or (inside and re.match(rf"{re.escape(key)}\b", stripped)):
                 return number
@@ -187,18 +186,19 @@ def _build(kind: Any, table: dict[str, Any], place: _Place) -> Any:
 def _value(kind: Any, key: str, value: Any, place: _Place) -> Any:
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise place.error(key, f"« {value} » is not known", " or ".join(f'"{item}"' for item in get_args(kind)))
+            known = " or ".join(f'"{item}"' for item in get_args(kind))
+            raise place.error(key, f"« {toml.shown(value)} » is not known", known)
         return value
     if get_origin(kind) is tuple:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise place.error(key, "must be a list of texts", f'write {key} = ["…"]')
-        return tuple(value)
+        return tuple([_plain(item, key, place) for item in value])
     if get_origin(kind) is dict:
         if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
             raise place.error(
                 key, "must be a table of texts", f'write "name" = "value" lines below [{place.table}.{key}]'
             )
-        return {name.lower(): item for name, item in value.items()}
+        return {_plain(name, key, place).lower(): _plain(item, key, place) for name, item in value.items()}
     return _scalar(kind, key, value, place)
 
 
@@ -210,7 +210,7 @@ def _scalar(kind: Any, key: str, value: Any, place: _Place) -> Any:
     if not isinstance(value, str):
         raise place.error(key, "must be a text", f'write {key} = "…"')
     if kind not in (timedelta, Size):
-        return kind(value)
+        return kind(value if key in _OF_LINES else _plain(value, key, place))
     try:
         return parse_duration(value) if kind is timedelta else Size(ruleset.parse_size(value))
     except ValueError as error:
@@ -218,17 +218,33 @@ def _scalar(kind: Any, key: str, value: Any, place: _Place) -> Any:
         raise place.error(key, str(error), f'write {key} = "{example}"') from None
 
 
+_OF_LINES = ("text",)
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
+
+
+def _plain(text: str, key: str, place: _Place) -> str:
+    """What goes into a header, a path or a question to the system has one line."""
+    if _CONTROL.search(text):
+        raise place.error(key, "holds a control character", "write one line of plain text")
+    return text
+
+
+_LONGEST = timedelta(days=36_500)  # more is no date any more when it is added to one
 _UNITS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 
 
 def parse_duration(text: str) -> timedelta:
     """ "5 s", "15 min", "4 hours", "30 days". ValueError otherwise."""
-    match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,10})\s*([a-z]+)\s*", text)
     unit = match[2] if match else ""
     seconds = _UNITS.get(unit, _UNITS.get(unit.removesuffix("s"), 0))
-    if not match or not seconds:
+    if not match or not seconds or int(match[1]) * seconds > _LONGEST.total_seconds():
         raise ValueError(f'« {text} » is not a duration: write "5 s", "15 min", "4 hours" or "30 days"')
     return timedelta(seconds=int(match[1]) * seconds)
+
+
+_HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
+_SELECTOR = re.compile(r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*)?")  # part of a file name and of a DNS one
 
 
 def _check(config: Config, top: _Place) -> None:
@@ -241,6 +257,7 @@ def _check(config: Config, top: _Place) -> None:
         access.networks(config.smtp.trusted_networks)
     except ValueError as error:
         raise at("smtp").error("trusted_networks", str(error), 'write networks like "192.0.2.0/24"') from None
+    _check_names(config, at)
     if config.relay.postmaster:
         _check_address(config.relay.postmaster, "postmaster", at("relay"))
     for endpoint in config.smtp.listen:
@@ -255,6 +272,14 @@ def _check(config: Config, top: _Place) -> None:
     except (ValueError, OSError, KeyError):
         problem = f"« {config.relay.timezone} » is not a time zone"
         raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
+
+
+def _check_names(config: Config, at: Callable[[str], _Place]) -> None:
+    for key in ("hostname", "domain"):
+        if not _HOST.fullmatch(getattr(config.relay, key)):
+            raise at("relay").error(key, "is not a domain name", f'write {key} = "mx.example.org" or the like')
+    if not _SELECTOR.fullmatch(config.dkim.selector):
+        raise at("dkim").error("selector", "is not a label", 'write selector = "s2026" or the like')
 
 
 def _check_delivery(delivery: Delivery, at: Callable[[str], _Place]) -> None:
@@ -282,7 +307,7 @@ def _check_endpoint(text: str, key: str, place: _Place, *, default_port: int | N
 
 def endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
     """ "127.0.0.1:25" or "[::1]:25" → (host, port); the port may be left out if there is a default. Else ValueError."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+))(?::(\d{1,5}))?", text)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+))(?::([0-9]{1,5}))?", text)
     if not match or (match[3] is None and default_port is None) or int(match[3] or 1) > 65535:
         raise ValueError(text)
     return match[1] or match[2], int(match[3]) if match[3] is not None else default_port or 0

@@ -9,6 +9,7 @@ Limits: a delimiter line has at most 4,096 bytes; more than `Delimiters.most` ca
 from dataclasses import dataclass
 
 LONGEST_LINE = 4096
+MAX_NEEDLES = 16  # with more boundaries every line that begins with "--" is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Delimiters:
                     self._lines.setdefault(line, (level, False))
                     self._lines.setdefault(line + b"--", (level, True))
         known = {b"\n--" + boundary for boundaries in self._levels for boundary in boundaries}
-        self._needles = sorted(known) if all(self._levels) else [b"\n--"]
+        self._needles = sorted(known) if all(self._levels) and len(known) <= MAX_NEEDLES else [b"\n--"]
 
     def begin(self, buffer: bytes, base: int) -> None:
         """Look at another buffer, which begins at position `base` of the whole."""

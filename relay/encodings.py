@@ -2,7 +2,8 @@
 
 Knows alone: what a generous reader makes of damaged base64, quoted-printable and uuencode, and how whole chunks of
 regular base64 lines are proven and decoded in one pass. Results do not depend on how the input is cut.
-Limits: a uuencode line has at most 256 bytes, and after 10,000 bad ones the rest is not looked at.
+Limits: a uuencode line has at most 256 bytes; after 10,000 bad or very short ones, and after 100,000 paddings of
+base64, the rest is not looked at, and the content is "truncated". 1,000 characters name an encoding.
 """
 
 import re
@@ -30,6 +31,7 @@ _NAMES: dict[str, Encoding] = {
 }
 _COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)", re.DOTALL)
 _PUNCTUATION = re.compile(r"[^a-z0-9]+")
+MAX_NAME = 1000
 
 
 def encoding_of(value: bytes) -> Encoding | None:
@@ -37,7 +39,7 @@ def encoding_of(value: bytes) -> Encoding | None:
     plain = _NAMES.get(value.strip().decode("latin-1").lower())
     if plain:
         return plain
-    words = _COMMENT.sub("", value.decode("latin-1").lower())
+    words = _COMMENT.sub("", value[:MAX_NAME].decode("latin-1").lower())
     found = _NAMES.get(_PUNCTUATION.sub("", words))
     return found or _NAMES.get(_PUNCTUATION.sub("", token(value)))
 
@@ -84,6 +86,7 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _JUNK = bytes(sorted(set(range(256)) - set(_ALPHABET + b"=")))
 FEWEST_LINES = 8
 LONGEST_LINE = 1000
+MAX_PADDINGS = 100_000  # each costs as much as a kilobyte without
 
 
 class _Base64:
@@ -91,6 +94,8 @@ class _Base64:
         self.defects: set[str] = set()
         self._rest = b""  # less than a quantum of four
         self._padded = False  # there was a "="
+        self._paddings = 0
+        self._over = False  # there were too many
 
     def regular(self, buffer: bytes, start: int, end: int) -> tuple[bytes, int]:
         """Decode lines of equal length from `start` (a line's start) on, without the last line's CRLF.
@@ -114,7 +119,7 @@ class _Base64:
         return (content, stop) if len(content) * 4 == count * (width - 2) * 3 else (b"", start)
 
     def feed(self, data: bytes) -> bytes:
-        text = data.translate(None, _SPACE)
+        text = b"" if self._over else data.translate(None, _SPACE)
         if not text:
             return b""
         if self._rest:
@@ -139,6 +144,7 @@ class _Base64:
             except Error:
                 return self._generous(text)
             self._rest, self._padded = b"", True
+            self._paddings += text.count(b"=")
             return content
         return self._generous(text)
 
@@ -148,11 +154,17 @@ class _Base64:
         if len(clean) != len(text):
             self.defects.add("bad-base64")
         *padded, last = clean.split(b"=")
+        if len(padded) > MAX_PADDINGS - self._paddings:
+            del padded[MAX_PADDINGS - self._paddings + 1 :]
+            last = padded.pop()
+            self._over = True
+            self.defects |= {"bad-base64", "truncated"}
+        self._paddings += len(padded)
         if (self._padded and clean.strip(b"=")) or any(padded[1:]) or (padded and last):
             self.defects.add("bad-base64")  # readers differ: some stop at the padding
         self._padded = self._padded or bool(padded)
         whole = len(last) & ~3
-        self._rest = last[whole:]
+        self._rest = b"" if self._over else last[whole:]
         return b"".join([*[self._quanta(piece) for piece in padded if piece], self._quanta(last[:whole])])
 
     def _quanta(self, piece: bytes) -> bytes:
@@ -172,9 +184,6 @@ class _Base64:
             return b""
         self.defects.add("bad-base64")  # only its padding is missing: some senders never write it
         return a2b_base64(rest + b"=" * (4 - len(rest)))
-
-
-_SOFT_BREAK_CR = re.compile(rb"((?<!=)(?:==)*)=\r(?!\n)")
 
 
 class _QuotedPrintable:
@@ -201,9 +210,9 @@ class _QuotedPrintable:
     @staticmethod
     def _decoded(data: bytes) -> bytes:
         # a2b_qp drops everything from "=" CR to the next LF; a lone CR after "=" is a soft line break like any other.
-        if b"==\r" in data:  # which of the two is the escape depends on what is before them
-            data = _SOFT_BREAK_CR.sub(rb"\1=\n", data)
-        elif b"=\r" in data:
+        if b"=\r" in data and data.count(b"\r") != data.count(b"\r\n"):
+            if b"==\r" in data:  # which of the two is the escape depends on what is before them
+                data = data.replace(b"==", b"=3D")
             data = data.replace(b"=\r\n", b"=\n").replace(b"=\r", b"=\n")
         return a2b_qp(data)
 
@@ -212,9 +221,10 @@ class _QuotedPrintable:
         return self._decoded(rest)
 
 
-_BEGIN = re.compile(rb"begin [0-7]{3,4}(?: |\Z)")
+_BEGIN = re.compile(rb"\nbegin [0-7]{3,4}(?: [^\n]*|\r*)(?=\n)")
+_BLANK_LINES = re.compile(rb"\n[\r\n]*\n")
 BLANK = (b"", b"\r")
-LONGEST_UU_LINE = 256
+LONGEST_UU_LINE, SHORTEST_UU_LINE = 256, 20
 MAX_BAD_LINES = 10_000
 
 
@@ -228,10 +238,21 @@ class _Uuencode:
     def feed(self, data: bytes) -> bytes:
         if self._state == "after":
             return b""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        whole, feed, rest = (self._rest + data).rpartition(b"\n")
         # A longer line is junk whatever its end, so its beginning is enough.
-        self._rest = self._rest[: LONGEST_UU_LINE + 1]
-        return b"".join([self._line(line) for line in lines if line not in BLANK])
+        self._rest = rest[: LONGEST_UU_LINE + 1]
+        return self._lines(whole + b"\n") if feed else b""
+
+    def _lines(self, text: bytes) -> bytes:
+        """Whole lines."""
+        if self._state == "before":
+            found = _BEGIN.search(b"\n" + text)
+            if found is None:
+                return b""
+            self._state, text = "inside", text[found.end() :]
+        if b"\n\n" in text or b"\n\r\n" in text:
+            text = _BLANK_LINES.sub(b"\n", text)
+        return b"".join([self._line(line) for line in text.split(b"\n") if line not in BLANK])
 
     def _line(self, line: bytes) -> bytes:
         line = line[: LONGEST_UU_LINE + 1].rstrip(b"\r")
@@ -239,15 +260,13 @@ class _Uuencode:
             if line.strip() != b"end":
                 return self._content(line)
             self._state = "after"
-        elif self._state == "before" and _BEGIN.match(line):
-            self._state = "inside"
         return b""
 
     def _content(self, line: bytes) -> bytes:
         # Some encoders fill the last group with junk: the count says how much of the line is meant.
         meant = (((line[0] - 32) & 63) * 4 + 5) // 3
         # White space at the end, which stands for zeros, may be lost; a mail of such lines would be a bomb.
-        if len(line) < meant // 2:
+        if len(line) < meant // 2 or meant < SHORTEST_UU_LINE:
             self._count_bad()
         if len(line) <= LONGEST_UU_LINE:
             for candidate in (line, line[:meant]):
@@ -262,11 +281,11 @@ class _Uuencode:
     def _count_bad(self) -> None:
         self._bad += 1
         if self._bad == MAX_BAD_LINES:
-            self.defects.add("bad-uuencode")
+            self.defects |= {"bad-uuencode", "truncated"}
             self._state = "after"
 
     def close(self) -> bytes:
-        content = b"" if self._rest in BLANK else self._line(self._rest)
+        content = b"" if self._rest in BLANK else self._lines(self._rest + b"\n")
         self._rest = b""
         if self._state != "after":
             self.defects.add("truncated" if self._state == "inside" else "bad-uuencode")

@@ -19,6 +19,7 @@ from rules.names import Parameters, file_name, parameters, raw_parameter, token
 Fields = tuple[tuple[str, bytes], ...]  # in order: name in lower case, value as written, folds included
 
 MAX_BOUNDARY = 1000
+MAX_BOUNDARIES = 20  # of one multipart: the first and the last, which are the ones that readers take
 SHORT, REMEMBERED = 256, 512  # bytes of a block whose meaning is remembered, and how many such blocks are
 PLAIN = 16 * 1024  # bytes of a block that may be plain: one that turns out not to be is read twice
 DECIDABLE = 2048  # more bytes than a line that is no field may have, and the start of the field after it
@@ -143,7 +144,10 @@ def entity(found: Fields, default_type: str = "text/plain") -> Entity:
     declared = _type(content_type)
     boundaries: tuple[bytes, ...] = ()
     if declared.startswith("multipart/"):
-        boundaries = _boundaries([typed, *(parameters(value) for name, value in found[1:] if name == "content-type")])
+        others = [value for name, value in found[1:] if name == "content-type"]
+        if len(others) > MAX_BOUNDARIES:
+            others = others[: MAX_BOUNDARIES // 2] + others[-MAX_BOUNDARIES // 2 :]
+        boundaries = _boundaries([typed, *map(parameters, others)])
     repeated = len(found) > len(first) or len(boundaries) > 1
     defects = () if encoding else ("unknown-encoding",)
     return Entity(
@@ -185,7 +189,10 @@ def _boundaries(types: Iterable[Parameters]) -> tuple[bytes, ...]:
         found += [value.rstrip() for name, value in typed if name == "boundary"]
     # An unquoted boundary ends at white space for some readers.
     found += [value.split()[0] for value in found if b" " in value]
-    return tuple([value for value in dict.fromkeys(found) if 0 < len(value) <= MAX_BOUNDARY])
+    boundaries = [value for value in dict.fromkeys(found) if 0 < len(value) <= MAX_BOUNDARY]
+    if len(boundaries) > MAX_BOUNDARIES:
+        boundaries = boundaries[: MAX_BOUNDARIES // 2] + boundaries[-MAX_BOUNDARIES // 2 :]
+    return tuple(boundaries)
 
 
 @dataclass(frozen=True, slots=True)

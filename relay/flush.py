@@ -142,15 +142,16 @@ class Clockwork:
             await self._try(clock.now())
         while True:
             due = lifecycle.next_run(clock.now(), self._every)
-            await self._sleep_until(due)
-            await self._try(due)
+            if await self._came(due):
+                await self._try(due)
 
-    async def _sleep_until(self, due: datetime) -> None:
-        """In short steps: the clock may be set, the machine suspended."""
+    async def _came(self, due: datetime) -> bool:
+        """Sleeps until then, in short steps: the clock may be set, the machine suspended."""
         while (left := (due - clock.now()).total_seconds()) > 0:
             if left > self._every.total_seconds():
-                return  # the clock went back: the grid is looked at again
+                return False  # the clock went back: the grid is looked at again
             await asyncio.sleep(min(left, 20.0))
+        return True
 
     async def _try(self, horizon: datetime) -> None:
         try:

@@ -38,6 +38,7 @@ Problem = Literal["header-too-big", "too-many-parts", "too-deep", "fragment"]
 @dataclass(frozen=True, slots=True)
 class Limits:
     header_block: int = 256 * 1024
+    headers: int = 4 << 20  # all header blocks together
     parts: int = 200  # leaves
     depth: int = 10  # multiparts around a leaf
     message_depth: int = 3  # attached messages around a leaf
@@ -60,7 +61,7 @@ class Message:
     def header(self, name: str) -> str | None:
         """The first field of that name, unfolded and decoded."""
         name = name.lower()
-        return next((text(value) for other, value in self.headers if other == name), None)
+        return next((text(value[:MAX_WORDS]) for other, value in self.headers if other == name), None)
 
     @property
     def received_count(self) -> int:
@@ -81,7 +82,9 @@ class _Multipart:
 
 
 LF = 0x0A
-MAX_CIDS = 1000  # from then on no further leaf is searched
+MAX_CIDS = 1000  # from then on no further leaf is searched,
+MAX_SEARCHED = 2 << 20  # nor after as many bytes of HTML
+MAX_WORDS = 8192  # bytes of a field that are put into words
 FEWEST_REGULAR = 1024  # bytes of base64 for which a proof of regularity pays
 DEFAULT_LIMITS = Limits()
 
@@ -111,6 +114,8 @@ class Scanner:
         self._header_end = 0
         self._parts: list[Part] = []
         self._cids: set[str] = set()
+        self._searched = 0  # bytes of HTML
+        self._headers_size = 0
         self._defects: set[str] = set()
         self._problem: Problem | None = None
 
@@ -213,6 +218,9 @@ class Scanner:
     def _enter(self, block: bytes) -> bool:
         """The header block of an entity has been read; the position is at its body."""
         self._step = Scanner._content
+        self._headers_size += len(block)
+        if self._headers_size > self._limits.headers:
+            return self._give_up("header-too-big")
         attached, self._attached = self._attached, None
         if self._headers is None:
             self._headers = fields(block)
@@ -261,7 +269,13 @@ class Scanner:
             self._step = Scanner._header
             return
         limits = self._limits
-        inner = Scanner(replace(limits, parts=limits.parts - len(self._parts), depth=limits.depth - len(self._frames)))
+        rest = replace(
+            limits,
+            headers=limits.headers - self._headers_size,
+            parts=limits.parts - len(self._parts),
+            depth=limits.depth - len(self._frames),
+        )
+        inner = Scanner(rest)
         inner._attached, inner._place = (head, self._place), self._place.message()
         self._body = Body(self._place.leaf(head), head.encoding, self._base + self._position, inner=inner)
         self._inner = inner
@@ -305,8 +319,9 @@ class Scanner:
         part = body.close(self._base + self._position - body.offset)
         if unterminated:
             part = _flawed(part, {"unterminated"})
-        if len(self._cids) < MAX_CIDS and (cids := body.cids()):
-            self._cids |= cids
+        if len(self._cids) < MAX_CIDS and self._searched < MAX_SEARCHED:
+            self._searched += body.html_size
+            self._cids |= body.cids()
         if inner is None:
             self._ledger.body(part.spans[0].offset, part.spans[0].length, part.sha256)
             self._collect(part)
@@ -325,6 +340,8 @@ class Scanner:
         message = inner.close()
         self._ledger.body(outer.spans[0].offset, outer.spans[0].length, message.content_hash)
         self._cids |= message.cids
+        self._headers_size += inner._headers_size
+        self._searched += inner._searched
         self._problem = self._problem or message.problem
         self._defects.update(message.defects)
         if inner._ledger.bare_cr:

@@ -234,21 +234,29 @@ class Scanner:
         rule = self._ruleset.named(connection.application)
         if rule is None:
             return None  # `check` and the start say so; the file stays where it is
-        now = clock.now()
-        draft = await asyncio.to_thread(self._draft, connection, rule, decision, now)
+        try:
+            draft = await asyncio.to_thread(self._drafted, connection, rule, decision)
+        except OSError as error:  # no room, say: the file is there at the next look, and nobody else waits for it
+            log.trouble(f"deposit for connection {connection.id}", error)
+            return None
+        if draft is None:
+            return None
+        new, body = draft
+        # Where this fails the row may stand all the same after a crash: the file stays until the next start looks.
+        return await writer.write(lambda db, placed: add_deposit(db, replace(new, spool=placed or new.spool)), body)
+
+    def _drafted(
+        self, connection: Connection, rule: Rule, decision: deposit.Decision
+    ) -> tuple[NewDeposit, bytes | None] | None:
+        """Its message durable where it is large, else in memory. Blocks: for a thread."""
+        draft = self._draft(connection, rule, decision, clock.now())
         if draft is None:
             return None
         new, message = draft
-        body, key = None, ""
-        if message is not None:
-            body = message.small
-            key = await asyncio.to_thread(message.settle) if body is None else ""
-        try:
-            return await writer.write(lambda db, placed: add_deposit(db, replace(new, spool=placed or key)), body)
-        except Exception:  # a run that is cancelled here cannot know: the row may well be written
-            if key:
-                self._spool.remove(key)
-            raise
+        if message is None:
+            return new, None
+        small = message.small
+        return (new, small) if small is not None else (replace(new, spool=message.settle()), None)
 
     def _draft(
         self, connection: Connection, rule: Rule, decision: deposit.Decision, now: datetime

@@ -59,10 +59,10 @@ class Incoming:
     def settle(self) -> str:
         """Makes a large message durable (file, then folder) and gives its key. Blocks: not for the event loop."""
         os.fdatasync(self._fd)
+        self._spool.sync_day(self._day)
         os.close(self._fd)
         self._fd = -1
         self._pieces = []
-        self._spool.sync_day(self._day)
         return f"f/{self._day}/{self._name}"
 
     def discard(self) -> None:
@@ -251,7 +251,7 @@ class Body:
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.fd, min(length, self.size - offset), self.start + offset)
+        return os.pread(self.fd, max(0, min(length, self.size - offset)), self.start + offset)
 
     def pieces(self, offset: int = 0) -> Iterator[bytes]:
         """All bytes from `offset` on, in pieces. Raises SpoolError if the file ends early."""

@@ -51,11 +51,20 @@ def root(head: bytes) -> Root | None:
     return None
 
 
-def elements(data: bytes) -> list[tuple[str, dict[str, str]]]:
-    """Every element of a whole document in order, as (name without prefix, attributes); ValueError if it is no XML."""
+def elements(data: bytes, *, most: int) -> list[tuple[str, dict[str, str]]]:
+    """Every element of a whole document in order, as (name without prefix, attributes).
+
+    ValueError if it is no XML, or has more than `most` elements.
+    """
     found: list[tuple[str, dict[str, str]]] = []
+
+    def take(name: str, attributes: dict[str, str]) -> None:
+        if len(found) == most:
+            raise ValueError("too many elements")
+        found.append((_local(name), attributes))
+
     parser = _parser(None)
-    parser.StartElementHandler = lambda name, attributes: found.append((_local(name), attributes))
+    parser.StartElementHandler = take
     try:
         parser.Parse(data, True)
     except (expat.ExpatError, _EntityDeclared, LookupError) as error:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 LOCAL = b"PK\3\4"
 END = b"PK\5\6"
@@ -22,8 +22,13 @@ _END64 = b"PK\6\6"
 
 TAIL = 66 * 1024  # the longest comment (65,535), the end record (22) and the ZIP64 locator (20) fit
 MAX_ENTRIES = 10_000
+# An entry takes 76 bytes, twice its name and what is packed: in any real package more than this. Without such a bound a
+# mail of many files could ask for more work than one of its size may.
+LEAST_ENTRY, FREE_ENTRIES = 200, 100
 MAX_DIRECTORY = 4 << 20
 BUDGET = 32 << 20  # bytes read from one file, and unpacked from it, together
+FREE, PER_BYTE = 1 << 20, 4  # … and less of a small file: this much, and this much more for each byte of it
+MAX_MARKS = 200  # signatures of an end in one tail: more are there to be counted
 _MAX_ENDS = 4  # exact ends of one tail that are tried
 
 _END_RECORD = struct.Struct("<4s4HIIH")
@@ -43,8 +48,7 @@ class TooMuch(Exception):
     """More entries, a longer directory or more bytes than we are ready to look at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):  # not a dataclass: there may be ten thousand, and its construction takes a third
     """One line of the directory. `name` is its bytes as Latin-1: faithful, and ASCII reads as it is."""
 
     name: str
@@ -57,6 +61,11 @@ class Entry:
     @property
     def encrypted(self) -> bool:
         return bool(self.flags & 0x2041)  # §4.4.4: bit 0 encrypted, bit 6 strongly, bit 13 masked headers
+
+    @property
+    def path(self) -> str:
+        """As parts are compared: without case (ECMA-376-2 §6.2.2); early .NET wrote backslashes."""
+        return self.name.replace("\\", "/").lower().lstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +113,20 @@ def exact_ends(tail: bytes) -> Iterator[int]:
         at = tail.rfind(END, 0, at + 3)
 
 
+def is_flooded(tail: bytes) -> bool:
+    """So many signatures that to look at each is what they are there for."""
+    return tail.count(END) > MAX_MARKS
+
+
+def budget(size: int) -> int:
+    """How much is read from a file of `size` bytes, and unpacked from it."""
+    return min(BUDGET, FREE + PER_BYTE * size)
+
+
 def directory(window: Window, tail: bytes) -> Directory | None:
     """The directory of the first exact end whose directory parses; None if there is none."""
+    if is_flooded(tail):
+        raise TooMuch("ends")
     ends = list(islice(exact_ends(tail), _MAX_ENDS))
     for at in ends:
         try:
@@ -122,10 +143,11 @@ def _parse(window: Window, end: int) -> Directory:
     limit = end
     if end >= 20 and (locator := window.read(end - 20, 20)).startswith(_LOCATOR64):
         limit, count, length, offset = _end64(window, end, locator)
-    if length > MAX_DIRECTORY or count > MAX_ENTRIES:
+    most = min(MAX_ENTRIES, FREE_ENTRIES + window.size // LEAST_ENTRY)
+    if length > MAX_DIRECTORY or count > most:
         raise TooMuch("directory")
     start = _start(window, limit - length, offset, length)
-    entries = _entries(window.read(start, length), start - offset)
+    entries = _entries(window.read(start, length), start - offset, most=most)
     regular = disk == first_disk == 0 and here & 0xFFFF in (count & 0xFFFF, 0xFFFF) and count == len(entries)
     return Directory(entries, start, plain=regular and start == offset)
 
@@ -151,7 +173,7 @@ def _start(window: Window, before_end: int, offset: int, length: int) -> int:
     raise Malformed("no directory where it should be")
 
 
-def _entries(data: bytes, shift: int) -> tuple[Entry, ...]:
+def _entries(data: bytes, shift: int, *, most: int) -> tuple[Entry, ...]:
     entries: list[Entry] = []
     at = 0
     while at < len(data):
@@ -168,7 +190,7 @@ def _entries(data: bytes, shift: int) -> tuple[Entry, ...]:
         entries.append(
             Entry(data[name_at:extra_at].decode("latin-1"), flags, method, packed, size, offset + shift),
         )
-        if len(entries) > MAX_ENTRIES:
+        if len(entries) > most:
             raise TooMuch("entries")
     return tuple(entries)
 

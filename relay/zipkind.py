@@ -7,7 +7,7 @@ office content and pass.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -52,12 +52,12 @@ class _Package:
 
 def concerns(head: bytes, tail: bytes) -> bool:
     """Is there anything to classify? Where not, it is no ZIP, and the document need not be opened again."""
-    return head.startswith(_MARKS) or next(zipdir.exact_ends(tail), None) is not None
+    return head.startswith(_MARKS) or zipdir.is_flooded(tail) or next(zipdir.exact_ends(tail), None) is not None
 
 
 def classify(file: BinaryIO, *, head: bytes, tail: bytes, size: int) -> Finding:
     """`head` and `tail` are of `file`, `size` bytes long; `tail` has at least its last 66 KiB (zipdir.TAIL), or all."""
-    return _classify(Window(file, size), head=head, tail=tail)
+    return _classify(Window(file, size, zipdir.budget(size)), head=head, tail=tail)
 
 
 def _classify(window: Window, *, head: bytes, tail: bytes) -> Finding:
@@ -87,7 +87,7 @@ _MIMETYPE = re.compile(r"application/(?:vnd\.oasis\.opendocument\.[a-z-]+|vnd\.s
 
 
 def _package(window: Window, directory: Directory) -> _Package | None:
-    members = {_path(entry.name): entry for entry in directory.entries}
+    members = {entry.path: entry for entry in directory.entries}
     try:
         return _ooxml(window, members) or _opendocument(window, members)
     except (Malformed, TooMuch, ValueError):
@@ -95,33 +95,39 @@ def _package(window: Window, directory: Directory) -> _Package | None:
 
 
 def _path(name: str) -> str:
-    # Part names are compared without case (ECMA-376-2 §6.2.2); early .NET wrote backslashes.
-    return name.replace("\\", "/").lower().lstrip("/")
+    return Entry(name, 0, 0, 0, 0, 0).path
 
 
 def _ooxml(window: Window, members: dict[str, Entry]) -> _Package | None:
     if "[content_types].xml" not in members or "_rels/.rels" not in members:
         return None
-    types = xmlread.elements(zipdir.whole(window, members["[content_types].xml"], limit=_PART))
-    relations = xmlread.elements(zipdir.whole(window, members["_rels/.rels"], limit=_PART))
+    type_of = _content_types(_elements(window, members, "[content_types].xml"))
+    relations = _elements(window, members, "_rels/.rels")
     for name, attributes in relations:
         if name == "Relationship" and attributes.get("Type", "").endswith(_ROOT_RELATIONS):
             target = _path(attributes.get("Target", "").removeprefix("./"))
-            main = _MAIN.fullmatch(_content_type(types, target).lower())
+            main = _MAIN.fullmatch(type_of(target).lower())
             if main and target in members:
                 return _Package(re.sub(r"macroenabled(template)?$", "macroenabled.12", main[1]))
     return None
 
 
-def _content_type(types: list[tuple[str, dict[str, str]]], part: str) -> str:
+def _elements(window: Window, members: dict[str, Entry], part: str) -> list[tuple[str, dict[str, str]]]:
+    """What a part about parts says, which is a few lines about each: 60 and more characters, five elements if sealed."""
+    data = zipdir.whole(window, members[part], limit=_PART)
+    return xmlread.elements(data, most=200 + min(5 * len(members), len(data) // 60))
+
+
+def _content_types(types: Iterable[tuple[str, dict[str, str]]]) -> Callable[[str], str]:
     """The type of a part: an Override names it, or a Default names its extension (ECMA-376-2 §7.2.3)."""
-    default = ""
+    overrides: dict[str, str] = {}
+    defaults: dict[str, str] = {}
     for name, attributes in types:
-        if name == "Override" and _path(attributes.get("PartName", "")) == part:
-            return attributes.get("ContentType", "")
-        if name == "Default" and attributes.get("Extension", "").lower() == _extension(part):
-            default = attributes.get("ContentType", "")
-    return default
+        if name == "Override":
+            overrides.setdefault(_path(attributes.get("PartName", "")), attributes.get("ContentType", ""))
+        elif name == "Default":
+            defaults[attributes.get("Extension", "").lower()] = attributes.get("ContentType", "")
+    return lambda part: overrides.get(part, defaults.get(_extension(part), ""))
 
 
 def _opendocument(window: Window, members: dict[str, Entry]) -> _Package | None:
@@ -133,7 +139,7 @@ def _opendocument(window: Window, members: dict[str, Entry]) -> _Package | None:
     manifest = "meta-inf/container.xml" if kind == "application/epub+zip" else "meta-inf/manifest.xml"
     if manifest not in members:
         return None
-    listed = xmlread.elements(zipdir.whole(window, members[manifest], limit=_PART))
+    listed = _elements(window, members, manifest)
     return _epub(listed, members) if kind == "application/epub+zip" else _odf(kind, listed, members)
 
 
@@ -175,7 +181,7 @@ def _judge(window: Window, directory: Directory, *, package: _Package) -> Archiv
 
 def _deceives(window: Window, files: list[Entry], *, start: int) -> bool:
     """A name twice, members that overlap, or absurdly much inside: what one reader sees, another does not."""
-    if len({_path(entry.name) for entry in files}) < len(files):
+    if len({entry.path for entry in files}) < len(files):
         return True
     total = sum(entry.size for entry in files)
     if total > _HUGE and total > window.size * _RATIO:
@@ -186,7 +192,7 @@ def _deceives(window: Window, files: list[Entry], *, start: int) -> bool:
 
 
 def _harmless(window: Window, entry: Entry, *, sealed: frozenset[str]) -> bool:
-    path = _path(entry.name)
+    path = entry.path
     extension = _extension(path)
     if _FORBIDDEN.fullmatch(extension) or "\0" in path:
         return False

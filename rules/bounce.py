@@ -41,10 +41,15 @@ class NotABounce:
     pass
 
 
-# The standard parser is recursive and slow on what only an attacker sends.
+# The standard parser is recursive, asks every open multipart about every line, and reads the parameters of a field in
+# the square of their length. What goes beyond these is no report: only an attacker sends it.
+MAX_LINES = 100_000
 MAX_BOUNDARIES = 1_000
+MAX_MULTIPARTS = 20
 MAX_EMPTY_LINES = 10_000
+MAX_FIELD = 4_096
 MAX_TEXT = 1_000
+_CONTENT_FIELD = re.compile(rb"\ncontent-[a-z-]{1,40}[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.IGNORECASE)
 _STATUS_TYPES = ("message/delivery-status", "message/global-delivery-status")  # RFC 6533 §4
 _INFERRED = {"2": Action.DELIVERED, "4": Action.DELAYED, "5": Action.FAILED}
 # One mail may report on several recipients, where the collector's address forwards: the worst is shown.
@@ -57,12 +62,24 @@ _Part: TypeAlias = "Message[str, str]"  # quoted: the class takes no parameters 
 
 def read(raw: bytes) -> Bounce | NotABounce:
     """The report in a mail. Never raises: what cannot be read is not a bounce."""
-    if raw.count(b"\n--") > MAX_BOUNDARIES or raw.count(b"\n\n") + raw.count(b"\n\r\n") > MAX_EMPTY_LINES:
+    raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # where the parser sees lines
+    if _is_laborious(raw):
         return NotABounce()
     try:
-        parts = list(_leaves(message_from_bytes(raw)))
+        return _read(list(_leaves(message_from_bytes(raw))))
     except (RecursionError, ValueError, LookupError, AttributeError, TypeError):  # of the parser, on junk
         return NotABounce()
+
+
+def _is_laborious(raw: bytes) -> bool:
+    if raw.count(b"\n") > MAX_LINES or raw.count(b"\n--") > MAX_BOUNDARIES or raw.count(b"\n\n") > MAX_EMPTY_LINES:
+        return True
+    if raw.lower().count(b"multipart/") > MAX_MULTIPARTS:
+        return True
+    return any(len(field[1]) > MAX_FIELD for field in _CONTENT_FIELD.finditer(b"\n" + raw))
+
+
+def _read(parts: list[_Part]) -> Bounce | NotABounce:
     reports = [report for part in parts if part.get_content_type() in _STATUS_TYPES for report in _recipients(part)]
     found = [bounce for fields in reports if (bounce := _bounce(fields)) is not None]
     if not found:
@@ -161,4 +178,4 @@ def _human(parts: list[_Part]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:MAX_TEXT]
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split())).strip()[:MAX_TEXT].strip()

@@ -3,13 +3,16 @@
 Knows alone: how RFC 2047, RFC 2231 and what mailers really write say one name (domain.md §4 "File names"). The order is
 `filename*`, RFC 2047 in `filename`, raw `filename` (UTF-8, then cp1252), then the same for `name`.
 Limits: it only decodes; a name is made safe for a file system elsewhere. At most 100 parameters of one header are
-read, and a name keeps 1,024 characters, its end among them, since a header may have 256 KiB of either.
+read, of a name 16 KiB, and it keeps 1,024 characters, its end among them, since a header may have 256 KiB of either.
 """
 
+import encodings
 import re
 import unicodedata
 from binascii import Error, a2b_base64, a2b_qp
 from collections.abc import Sequence
+from encodings.aliases import aliases
+from functools import lru_cache
 from itertools import islice
 from urllib.parse import unquote_to_bytes
 
@@ -18,6 +21,7 @@ Parameters = Sequence[tuple[str, bytes]]  # in order, names in lower case, value
 MAX_PARAMETERS = 100
 MAX_NAME = 1024
 KEPT_END = 256
+MAX_WRITTEN, WRITTEN_END = 16 * 1024, 4 * 1024
 
 _FOLD = re.compile(rb"\r?\n[ \t]*")
 # The first token after comments (RFC 5322 §3.2.2), unless it is the name of a parameter.
@@ -38,6 +42,11 @@ _ENCODED_WORD = re.compile(rb"=\?([^?\s*]++)(?:\*[^?]*+)?\?([BbQq])\?([^?]*+)\?=
 _CHARSET = re.compile(
     r"(?i)(?:utf|us-|ascii|iso|latin|l\d|cp|windows|mac|koi8|big5|gb|euc|shift|sjis|ks|hz|tis)[\w-]*\Z"
 )
+# To ask Python for a set it has not is a search in the file system, and is remembered for ever.
+_UNLISTED = (
+    "cp720 cp737 cp856 cp874 cp875 cp1006 koi8_t koi8_u utf_8_sig mac_arabic mac_croatian mac_farsi mac_romanian"
+)
+_KNOWN = {*aliases, *aliases.values(), *_UNLISTED.split(" ")}
 
 
 def unfolded(value: bytes) -> bytes:
@@ -94,13 +103,18 @@ def _name(found: Parameters, key: str) -> str:
     if not found:
         return ""
     if len(found) == 1 and found[0][0] == key:
-        return _shortened(text(found[0][1]))
+        return _shortened(text(_clipped(found[0][1])))
     joined = _extended(found, key)
     if joined:
         value, charset = joined
+        value = _clipped(value)
         if name := _shortened(text(value) if charset is None else _decoded(value, charset)):
             return name
-    return next((name for other, value in found if other == key and (name := _shortened(text(value)))), "")
+    return next((name for other, value in found if other == key and (name := _shortened(text(_clipped(value))))), "")
+
+
+def _clipped(value: bytes) -> bytes:
+    return value if len(value) <= MAX_WRITTEN else value[: MAX_WRITTEN - WRITTEN_END] + value[-WRITTEN_END:]
 
 
 def _shortened(name: str) -> str:
@@ -182,11 +196,16 @@ def _word(encoding: bytes, content: bytes) -> bytes:
     return content
 
 
+@lru_cache(256)
+def _is_charset(label: str) -> bool:
+    return bool(_CHARSET.match(label)) and encodings.normalize_encoding(label).lower() in _KNOWN
+
+
 def _decoded(value: bytes, charset: str = "") -> str:
     if value.isascii() and not charset:
         return value.decode("ascii")
     for label in (charset, "utf-8", "cp1252"):
-        if _CHARSET.match(label):
+        if _is_charset(label):
             try:
                 # utf-7 can give lone surrogates, which no store and no terminal takes.
                 return value.decode(label).encode("utf-8", "replace").decode("utf-8")

@@ -223,6 +223,12 @@ HISTORY: dict[str, tuple[str, str]] = {
         "Le contenu manque dans le stockage : vérifiez la sauvegarde, puis « queue retry ».",
         "The bytes are missing from the spool: look at the backup, then `queue retry`.",
     ),
+    "restored": (
+        "Retenu après une restauration : peut-être déjà parti depuis la sauvegarde du {backup}. "
+        "Vérifiez auprès du destinataire, puis « queue release » ou « queue drop ».",
+        "Held after a restore: it may have left since the backup of {backup}. "
+        "Ask at the receiving end, then `queue release` or `queue drop`.",
+    ),
     "client-ambiguous": (
         "Deux dossiers portent ce nom de client : renommez l'un d'eux.",
         "Two folders bear this client's name: rename one.",

@@ -4,9 +4,10 @@ Knows alone: the keys of a rule and what is wrong with a bad one. Errors name fi
 """
 
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from rules import toml
 
 Senders = Literal["trusted", "anyone"]
 KINDS = ("zip", "archive", "executable", "html", "empty")
@@ -74,7 +75,7 @@ class RuleSet:
 
 def parse_size(text: str) -> int:
     """ "10 MB" → 10,000,000; "10 MiB" → 10,485,760; "20 kB", "512 B", "1 Mo". ValueError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(?=[kKMGBboO])([kKMG]?)(i?)[BboO]?\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,12}(?:[.,][0-9]{1,6})?)\s*(?=[kKMGBboO])([kKMG]?)(i?)[BboO]?\s*", text)
     if not match:
         raise ValueError(f'« {text} » is not a size: write "10 MB", "10 MiB" or "20 kB"')
     number, unit, binary = match.groups()
@@ -87,9 +88,9 @@ def parse_size(text: str) -> int:
 def load(text: str, source: str) -> RuleSet:
     """The rule set in `text`; `source` names the file in messages. RuleError tells the first fault and its remedy."""
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RuleError(f"{source}: not TOML: {error}. Remedy: mend that line.") from None
+        data = toml.tables(text)
+    except toml.NotToml as error:
+        raise RuleError(f"{source}:{error.line}: {error}") from None
     extra = set(data) - {"rule"}
     if extra:
         key = sorted(extra)[0]
@@ -98,7 +99,9 @@ def load(text: str, source: str) -> RuleSet:
         )
     tables = data.get("rule", {})
     if not isinstance(tables, dict) or not tables:
-        raise RuleError(f"{source}: no rule. Remedy: add a [rule.NAME] table; the shipped rules/welyb.toml is a start.")
+        raise RuleError(
+            f"{source}:1: no rule. Remedy: add a [rule.NAME] table; the shipped rules/welyb.toml is a start."
+        )
     rules = [_rule(name, table, _Where(text, source, name)) for name, table in tables.items()]
     _check_distinct(rules, text, source)
     rules.sort(key=lambda rule: (-rule.address.before.count("+"), -len(rule.address.before)))
@@ -122,7 +125,7 @@ def _line(text: str, key: str, rule: str = "") -> int:
     Without a rule, that of the top-level key or table.
     """
     inside, found = not rule, 1
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip().replace('"', "")
         if stripped.startswith("["):
             inside = stripped.startswith(f"[rule.{rule}]" if rule else f"[{key}")
@@ -182,7 +185,8 @@ def _text(table: dict[str, Any], key: str, where: _Where) -> str:
 def _choice(table: dict[str, Any], key: str, where: _Where) -> str:
     value = table[key]
     if value not in _CHOICES[key]:
-        raise where.error(key, f"« {value} » is not known", "one of " + ", ".join(f'"{c}"' for c in _CHOICES[key]))
+        known = "one of " + ", ".join(f'"{c}"' for c in _CHOICES[key])
+        raise where.error(key, f"« {toml.shown(value)} » is not known", known)
     return str(value)
 
 
@@ -200,7 +204,7 @@ def _list(table: dict[str, Any], key: str, where: _Where) -> frozenset[str]:
 def _size(table: dict[str, Any], key: str, where: _Where) -> int:
     value = table[key]
     try:
-        return parse_size(value if isinstance(value, str) else f"{value} (without unit)")
+        return parse_size(value if isinstance(value, str) else f"{toml.shown(value)} (without unit)")
     except ValueError as error:
         raise where.error(key, str(error), 'write "10 MB" (10,000,000 bytes) or "10 MiB"') from None
 

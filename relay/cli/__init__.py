@@ -22,6 +22,9 @@ _VERBS = {
     "documents": ("trace", t("les documents, comme le cabinet les voit", "the documents, as the firm sees them")),
     "runs": ("runs", t("les passages de l'automate", "the runs")),
     "keys": ("keys", t("les clés DKIM", "the DKIM keys")),
+    "backup": ("care", t("sauvegarde, pendant que le courrier passe", "a backup, while mail flows")),
+    "restore": ("care", t("remet une sauvegarde en place", "puts a backup back")),
+    "erase": ("care", t("efface les données d'un client ou d'un expéditeur", "erases a client's or sender's data")),
     "demo": ("demo", t("toute l'histoire sur cette machine, en quelques secondes", "the whole story on this machine")),
 }
 

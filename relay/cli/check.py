@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from relay.cli.language import t
-from relay.cli.options import json_option, rules, settings
+from relay.cli.options import changing, json_option, reason_option, rules, settings
 from relay.cli.output import emit
 from relay.config import Config
 from rules.ruleset import RuleSet
@@ -30,15 +30,34 @@ class Finding:
 
 
 @click.command(help=t("Vérifie l'installation ; chaque constat a son remède.", "Checks the installation."))
+@click.option("--store", is_flag=True, help=t("lignes et octets se répondent-ils ?", "do rows and bytes agree?"))
+@click.option("--deep", is_flag=True, help=t("avec --store : chaque SHA-256", "with --store: every SHA-256"))
+@click.option("--mend", is_flag=True, help=t("avec --store : répare ce qui est sûr", "with --store: mend what is sure"))
+@reason_option
 @json_option
 @click.pass_context
-def check(ctx: click.Context, as_json: bool) -> None:
+def check(ctx: click.Context, store: bool, deep: bool, mend: bool, reason: str, as_json: bool) -> None:
     config = settings(ctx)
-    findings = list(_findings(config, rules(config)))
+    if (deep or mend) and not store:
+        raise click.UsageError(t("--deep et --mend vont avec --store.", "--deep and --mend go with --store."))
+    findings = _look(config, deep=deep, mend=mend, why=reason) if store else list(_findings(config, rules(config)))
     rows = [{"subject": f.subject, "ok": f.ok, "finding": f.finding, "remedy": f.remedy} for f in findings]
     emit(rows, ("subject", "ok", "finding", "remedy"), as_json=as_json)
     if not all(finding.ok for finding in findings):
         ctx.exit(1)
+
+
+def _look(config: Config, *, deep: bool, mend: bool, why: str) -> list[Finding]:
+    from relay.cli import audit
+    from relay.store.database import Damaged
+
+    with changing(config) as db:
+        orders = audit.Orders(deep, mend, why)
+        try:
+            return [Finding(*found) for found in audit.findings(config, rules(config), db, orders)]
+        except Damaged as error:
+            remedy = t("arrêtez le relais et restaurez une sauvegarde", "stop the relay and restore a backup")
+            return [Finding("damaged relay.db", False, str(error), remedy)]
 
 
 def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
@@ -163,7 +182,8 @@ def _store(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
         yield Finding("store", True, t("pas encore de base", "no store yet"))
         return
     except StoreError as error:
-        yield Finding("store", False, str(error), t("voir la sauvegarde", "look at the backup"))
+        told, _, remedy = str(error).partition(" Remedy: ")
+        yield Finding("store", False, told, remedy or t("voir la sauvegarde", "look at the backup"))
         return
     try:
         count = sum(row["deliveries"] for row in summary(db))

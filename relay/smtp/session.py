@@ -236,14 +236,17 @@ class Session(Conversation):
             return Reply(501, "5.5.4", ("STARTTLS sans argument (no argument allowed)",))
         if self.tls_context is None or self._tls_protocol is not None:
             return _NOT_OFFERED_VERB
-        self.drop_mail()
-        self._helo = ""
         return self._secure()
 
-    async def _secure(self) -> None:
+    async def _secure(self) -> Reply | None:
+        if self._ended:
+            return _NO_HANDSHAKE  # a handshake would be waited for in vain
+        self.drop_mail()
+        self._helo = ""
         # RFC 3207 §4.2: what came before the handshake is not to be believed. From here to the handshake nothing is read.
         self._input.clear()
         await super().smtp_STARTTLS("")
+        return None
 
 
 _OK = Reply(250, "2.0.0", ("OK",))
@@ -253,6 +256,7 @@ _SYNTAX = Reply(500, "5.5.2", ("Commande illisible (bad syntax)",))
 _UNKNOWN = Reply(500, "5.5.1", ("Commande inconnue (command not recognized)",))
 _NOT_OFFERED = Reply(555, "5.5.4", ("Parametre non pris en charge (parameter not recognized)",))
 _NOT_OFFERED_VERB = Reply(502, "5.5.1", ("Commande non disponible (command not implemented)",))
+_NO_HANDSHAKE = Reply(454, "4.7.0", ("TLS impossible, connexion a demi fermee (half-closed, no handshake can come)",))
 _GO_AHEAD = Reply(354, "", ("Envoyez le message, fin par CRLF.CRLF (end with CRLF.CRLF)",))
 _BAD_CHUNK = Reply(421, "4.7.0", ("BDAT taille [LAST], connexion fermee (size expected, closing)",))
 _BYE = Reply(221, "2.0.0", ("Au revoir (bye)",))

@@ -11,7 +11,7 @@ from enum import Enum
 
 from sqlite_utils import Database
 
-from relay.store import connections
+from relay.store import connections, restore
 from relay.store.connections import Connection
 from relay.store.database import one, rows
 from relay.store.delivery import revive_twins
@@ -98,6 +98,7 @@ def _fate(db: Database, new: NewDeposit, was_held: Reason | None) -> _Fate:
     twin = next((t for t, name, _ in _twins(db, new) if name == new.name), None)
     if twin:
         return _Fate(State.DUPLICATE, Reason("duplicate", {"twin": twin}), twin)
+    was_held = was_held or restore.doubt(db, new.seen.ctime_ns, new.at)
     return _Fate(State.HELD, was_held) if was_held else _Fate(State.WAITING)
 
 

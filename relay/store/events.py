@@ -1,6 +1,7 @@
 """The history: append-only rows, each written in the transaction of the change it tells of.
 
-Knows alone: the vocabulary of events. Audit-trail evidence: rows are never changed, and outlive the bytes.
+Knows alone: the vocabulary of events. Audit-trail evidence: rows are never changed, and outlive the bytes;
+only an erasure takes from their details what is personal, and is itself told of.
 """
 
 import json
@@ -45,6 +46,9 @@ VOCABULARY = {
     "connection-recovered": "a connected folder can be read again",
     "client-added": "a client was added or completed by hand",
     "client-removed": "a client was forgotten",
+    "bytes-missing": "its bytes were not where the row says; the delivery was given up",
+    "restored": "the store was restored from a backup; what was on its way is held",
+    "erased": "personal data were removed on request; who, why, how much, and a salted hash of what was asked",
     "purged": "the bytes were removed after their retention",
 }
 

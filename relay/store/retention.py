@@ -3,12 +3,12 @@
 Knows alone: that a body is needed while any delivery of it is alive, or may still be brought back by the postmaster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlite_utils import Database
 
 from relay.store.connections import split
-from relay.store.database import marks, one, rows
+from relay.store.database import Store, marks, one, rows
 from relay.store.events import Event, write
 from rules.lifecycle import ALIVE
 
@@ -20,6 +20,13 @@ def is_referred_to(db: Database, key: str) -> bool:
     sql = """SELECT 1 WHERE EXISTS (SELECT 1 FROM message WHERE spool = :key AND purged_at IS NULL)
       OR EXISTS (SELECT 1 FROM delivery WHERE spool = :key AND spool <> '')"""
     return one(db, sql, {"key": key}) is not None
+
+
+def needed(db: Store) -> Iterator[str]:
+    """The keys of all bytes that rows say are needed."""
+    sql = "SELECT spool FROM message WHERE purged_at IS NULL UNION ALL SELECT spool FROM delivery WHERE spool <> ''"
+    for row in db.conn.execute(sql):
+        yield str(row[0])
 
 
 def forget_bodies(db: Database, before: str, at: str, most: int) -> list[str]:

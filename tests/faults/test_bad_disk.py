@@ -99,7 +99,6 @@ def test_a_mail_that_cannot_be_written(relay: Relay, calls: str, place: str, siz
     assert [row[0] for row in audit.rows(data(relay), "PRAGMA integrity_check")] == ["ok"]
 
 
-@pytest.mark.xfail(reason="relay/commit.py rolls back what SQLite has rolled back already, and stops for good")
 def test_a_page_of_the_store_that_cannot_be_read(relay: Relay) -> None:
     """The rows cannot be written for want of a page: 451, and the next mail is taken."""
     store = data(relay) / "relay.db"

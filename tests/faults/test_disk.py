@@ -109,7 +109,8 @@ def test_the_disk_fills_while_a_run_composes_a_deposit(disks: ExitStack, new_rel
     document = made.pdf_of_size(2_000_000)
     (folder / "facture.pdf").write_bytes(document)
     spool.fill(leave=1 << 20)
-    relay.cli("runs", "now", check=False)
+    run(relay)
+    assert states(relay, waiting) == ["sent"], "nobody waits for the one there was no room for"
     assert [row["status"] for row in relay.json("documents", "list") if row["name"] == "facture.pdf"] in (
         [],
         ["pending"],

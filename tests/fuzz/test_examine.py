@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from relay import examine as examining
 from rules import media
 from tests.support import documents as d
+from tests.support.effort import examples
 
 PDF, JPEG, EXIF = b"%PDF-1.7\n", b"\xff\xd8\xff\xe0\0\x10JFIF\0", b"\xff\xd8\xff\xe1\x12\x34Exif\0\0"
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -49,7 +50,7 @@ def _as_tar(data: bytes) -> bytes:
 @example(PDF, b"", [], True)
 @example(JPEG, bytes(600), [], True)
 @example(PNG, b"", [(252, b"Must have DOS version")], False)
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400), suppress_health_check=[HealthCheck.too_slow])
 def test_a_type_known_by_its_beginning_is_the_one_libmagic_says(
     beginning: bytes, filling: bytes, marks: list[tuple[int, bytes]], tar: bool
 ) -> None:
@@ -92,7 +93,7 @@ shards = st.sampled_from(
 
 
 @given(st.sampled_from([b"<", b"\xef\xbb\xbf<", b"\xff\xfe<\0", b""]), st.lists(shards, max_size=12).map(b"".join))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_what_never_speaks_of_pdf_is_no_pdf_to_libmagic(beginning: bytes, rest: bytes) -> None:
     head = beginning + rest
     if not examining._speaks_of_pdf(head):

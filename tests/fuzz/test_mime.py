@@ -3,8 +3,10 @@ its result depends on the bytes and not on the chunks, and what it says of a par
 
 import re
 from binascii import b2a_base64, b2a_qp, b2a_uu
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email import policy
+from email.message import Message as EmailMessage
 from email.parser import BytesParser
 from hashlib import sha256
 
@@ -15,6 +17,7 @@ from relay import encodings, entity
 from relay.encodings import Decoder, Encoding
 from relay.mime import Limits, Message, Scanner, decoded
 from rules.names import parameters
+from tests.support.effort import examples
 
 ROOMY = Limits(depth=100, message_depth=100, quantum=1)
 Leaves = list[tuple[str, bytes]]  # type, content
@@ -131,7 +134,7 @@ cuts = st.lists(st.integers(0, 1 << 20), max_size=12)
 
 
 @given(messages, cuts)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 def test_well_formed_mail_has_the_leaves_it_was_built_of(built: Built, cuts: list[int]) -> None:
     message = scan(built.data, cuts)
     contents = read_again(built.data, message)
@@ -142,7 +145,7 @@ def test_well_formed_mail_has_the_leaves_it_was_built_of(built: Built, cuts: lis
 
 
 @given(messages, cuts)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 def test_well_formed_mail_has_the_leaves_the_standard_library_finds(built: Built, cuts: list[int]) -> None:
     assume(not built.hidden)
     parsed = BytesParser(policy=policy.compat32).parsebytes(built.data)
@@ -197,7 +200,7 @@ TIGHT = Limits(header_block=2500, parts=3, depth=2, message_depth=1, quantum=1)
 
 @given(damaged() | st.lists(st.sampled_from(SHARDS), max_size=30).map(b"".join), cuts, st.sampled_from([ROOMY, TIGHT]))
 @example(b"--", [1], ROOMY)
-@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(600), suppress_health_check=[HealthCheck.too_slow])
 def test_the_result_depends_on_the_bytes_and_not_on_the_chunks(data: bytes, cuts: list[int], limits: Limits) -> None:
     whole = scan(data, [], limits)
     assert scan(data, cuts, limits) == whole
@@ -205,7 +208,7 @@ def test_the_result_depends_on_the_bytes_and_not_on_the_chunks(data: bytes, cuts
 
 
 @given(damaged(), st.sampled_from([ROOMY, TIGHT]))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_said_of_a_part_is_what_can_be_read_again(data: bytes, limits: Limits) -> None:
     message = scan(data, [], limits)
     assert message.size == len(data)
@@ -218,11 +221,32 @@ def test_what_is_said_of_a_part_is_what_can_be_read_again(data: bytes, limits: L
 
 
 @given(damaged())
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 def test_bytes_over_7f_and_lone_line_ends_are_seen_wherever_they_are(data: bytes) -> None:
     message = scan(data, [len(data) // 3, len(data) // 2])
     assert message.eight_bit == any(byte > 0x7F for byte in data)
     assert message.bare_newline == bool(re.search(rb"\r(?!\n)|(?<!\r)\n", data))
+
+
+def documents_found(message: EmailMessage, encoding: str = "") -> Iterator[bytes]:
+    """What the standard library takes for a document. It does not open an encoded message, so neither is it asked to."""
+    for child in message.get_payload() if message.is_multipart() else ():
+        encoded = encodings.encoding_of(str(message.get("content-transfer-encoding", "")).encode("latin-1", "replace"))
+        if message.get_content_maintype() == "multipart" or encoded == "identity":
+            yield from documents_found(child)
+    if not message.is_multipart() and message.get_content_maintype() in ("application", "image"):
+        yield message.get_payload(decode=True) or b""
+
+
+@given(damaged())
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
+def test_no_document_that_the_standard_library_finds_is_missed_without_a_word(data: bytes) -> None:
+    message = scan(data, [])
+    if message.problem or message.defects or message.bare_newline:
+        return
+    ours = {content.strip() for content in read_again(data, message)}
+    parsed = BytesParser(policy=policy.compat32).parsebytes(data)
+    assert {found.strip() for found in documents_found(parsed)} <= ours | {b""}
 
 
 noise = st.lists(
@@ -231,7 +255,7 @@ noise = st.lists(
 
 
 @given(noise.map(b"".join), cuts, st.sampled_from(["identity", "base64", "quoted-printable", "uuencode"]))
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_a_decoder_gives_the_same_content_and_defects_for_any_cut(data: bytes, cuts: list[int], name: Encoding) -> None:
     whole, pieces = Decoder(name), Decoder(name)
     expected = whole.feed(data) + whole.close()

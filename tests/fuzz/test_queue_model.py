@@ -6,7 +6,7 @@ comes late. Time moves only as the machine says.
 
 import tempfile
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
 from relay import clock
-from relay.store import connections, delivery, deposits, intake, listing
+from relay.store import connections, delivery, deposits, intake, listing, retention
 from relay.store.connections import Connection
 from relay.store.database import open_for_writing, rows, transaction
 from relay.store.delivery import Claimed, Result
@@ -23,7 +23,8 @@ from relay.store.listing import Filter
 from rules.attachment import Content
 from rules.bounce import Action, Bounce
 from rules.deposit import Seen
-from rules.lifecycle import COUNTS_NOT_AS_DONE, FINAL, POSTMASTER, Change, State, after
+from rules.lifecycle import ALIVE, COUNTS_NOT_AS_DONE, FINAL, POSTMASTER, Change, State, after
+from tests.support.effort import steps
 from tests.support.records import NOON, ORIGINS, PACE, mail, order, rcpt, sha
 
 TARGETS = ("dupont@factures-meg.fr", "durand@factures-meg.fr", "x@dext.cc")
@@ -62,7 +63,12 @@ class Known:
     twin: str | None = None
     in_hand: Claimed | None = None
     bytes_kept: bool = True
+    at: datetime = NOON  # of the mail
     stale: list[tuple[Claimed, int]] = field(default_factory=list)
+
+
+_WITHOUT_BYTES = """SELECT d.id FROM delivery d LEFT JOIN message m ON m.id = d.message
+WHERE m.purged_at IS NOT NULL OR (d.message IS NULL AND d.spool = '')"""
 
 
 class Queue(RuleBasedStateMachine):
@@ -107,15 +113,15 @@ class Queue(RuleBasedStateMachine):
         fresh = [t for t in targets if not self._is_repeat((message_id, content, t))]
         new = mail(id_, *targets, documents=(content,), at=self.now, message_id=message_id, content=content)
         with transaction(self.db):
-            assert intake.commit(self.db, new, spool="s/seg/0/5000").added is bool(fresh)
+            assert intake.commit(self.db, new, spool=f"s/seg/{self.serial}/5000").added is bool(fresh)
         made = [d for d in new.deliveries if d.target in fresh]
         for d in made:
-            self.known[d.id] = Known(State.WAITING, d.target, id_, (message_id, content, d.target))
+            self.known[d.id] = Known(State.WAITING, d.target, id_, (message_id, content, d.target), at=self.now)
         return multiple(*(d.id for d in made))
 
     def _is_repeat(self, key: tuple[str, str, str]) -> bool:
         """An earlier mail with this key serves the address, and none of its deliveries there came to nothing."""
-        groups = {k.group for k in self.known.values() if k.key == key}
+        groups = {k.group for k in self.known.values() if k.key == key and k.at >= self.now - intake.REPEAT_WINDOW}
         there = [[k for k in self.known.values() if k.group == g and k.key == key] for g in groups]
         return bool(key[0]) and any(all(k.state not in COUNTS_NOT_AS_DONE for k in ks) for ks in there)
 
@@ -136,7 +142,7 @@ class Queue(RuleBasedStateMachine):
             sender=f"retours+{base:a<16}@welyb.fr",
             message_id=f"<{base}@welyb.fr>",
             size=500,
-            spool="s/seg/0/1",
+            spool=f"f/{base}",
         )
         with transaction(self.db):
             made = deposits.add_deposit(self.db, new)
@@ -219,6 +225,24 @@ class Queue(RuleBasedStateMachine):
             known.state, known.in_hand = State.WAITING, None
         self.run += 1
 
+    @rule()
+    def restart(self) -> None:
+        """Power and all: what stands in the store is all there is."""
+        self.db.close()
+        self.db = open_for_writing(Path(self.folder.name) / "relay.db")
+        self.crash()
+
+    @rule(days=st.sampled_from([0, 1, 4]))
+    def purge(self, days: int) -> None:
+        """Bytes past their retention go, but none that a living delivery needs."""
+        before = clock.stamp(self.now - timedelta(days=days))
+        with transaction(self.db):
+            retention.forget_bodies(self.db, before, clock.stamp(self.now), 1000)
+        gone = {str(row[0]) for row in rows(self.db, _WITHOUT_BYTES)}
+        for id_ in gone:
+            assert self.known[id_].state not in ALIVE or not self.known[id_].bytes_kept
+            self.known[id_].bytes_kept = False
+
     @rule(which=deliveries, change=st.sampled_from([Change.SUCCEED_SEND, Change.DEFER, Change.FAIL]))
     def the_dead_speak(self, which: str, change: Change) -> None:
         for taken, run in self.known[which].stale:
@@ -242,11 +266,11 @@ class Queue(RuleBasedStateMachine):
         known = self.known[which]
         with transaction(self.db):
             new = delivery.resend(self.db, which, order(self.now))
-        assert (new is not None) is (known.state in FINAL)
+        assert (new is not None) is (known.state in FINAL and known.bytes_kept)
         if new is None:
             return multiple()
         assert new not in self.known
-        self.known[new] = Known(State.WAITING, known.target, known.group, known.key)
+        self.known[new] = Known(State.WAITING, known.target, known.group, known.key, at=known.at)
         return new
 
     # --- what comes back
@@ -302,7 +326,9 @@ class Queue(RuleBasedStateMachine):
             last = {str(row[0]): str(row[1]) for row in rows(self.db, sql)}
             for id_, known in self.known.items():
                 told = last.get(id_, "accepted")
-                assert told in EVENT_OF[known.state] | {"reported", "warned"}, f"{id_} is {known.state} after {told}"
+                assert told in EVENT_OF[known.state] | {"reported", "warned", "purged"}, (
+                    f"{id_} is {known.state} after {told}"
+                )
 
     @invariant()
     def a_page_covers_the_rest(self) -> None:
@@ -316,5 +342,5 @@ class Queue(RuleBasedStateMachine):
 
 TestQueue = Queue.TestCase
 TestQueue.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=steps(40), stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

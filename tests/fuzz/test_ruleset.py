@@ -1,13 +1,16 @@
 """Whatever stands in a rules file, it is a rule set or one RuleError; and an address means one thing, both ways."""
 
+import re
 import tomllib
+from importlib.resources import files
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rules.address import Relay, is_name, route, to_collector, to_welyb
 from rules.path import Path
 from rules.ruleset import RuleError, RuleSet, load, parse_size
+from tests.support.effort import examples
 
 DOMAIN = "welyb.fr"
 NAMES = st.from_regex(r"[a-z0-9](\.?[a-z0-9_-]){0,20}", fullmatch=True)
@@ -29,12 +32,39 @@ def written(value: str | int | list[str]) -> str:
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in value) + '"'
 
 
-@given(st.text(max_size=200))
-def test_any_text_is_a_rule_set_or_a_rule_error(text: str) -> None:
+TOLD = re.compile(r"t\.toml:(\d+): .+ Remedy: .+\.", re.DOTALL)
+SHIPPED = (files("rules") / "welyb.toml").read_text("utf-8")
+
+
+def assert_rules_or_told(text: str) -> None:
     try:
         assert load(text, "t.toml").rules
     except RuleError as error:
-        assert str(error).startswith("t.toml")
+        told = TOLD.fullmatch(str(error))
+        assert told and 1 <= int(told[1]) <= text.count("\n") + 1, error
+
+
+@given(st.text(max_size=200))
+@example("a = " + "[" * 5000)
+@example("a = " + "9" * 5000)
+@example('[rule.a]\naddress = "a"\nsenders' + ".a" * 5000 + " = 1")
+@example('[rule.a]\naddress = "a"\nmax_document_size = "' + "9" * 400 + ' GB"')
+@example('[rule.a]\naddress = "a"\nmax_document_size = 0x' + "f" * 9000)
+def test_any_text_is_a_rule_set_or_a_rule_error(text: str) -> None:
+    assert_rules_or_told(text)
+
+
+@given(st.data())
+@settings(max_examples=examples(200))
+def test_the_shipped_rules_tampered_with_are_rules_or_a_rule_error(data: st.DataObject) -> None:
+    text = SHIPPED
+    for _ in range(data.draw(st.integers(1, 4))):
+        at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 30))
+        added = data.draw(
+            st.sampled_from(['"', "[", "]", "=", "\n", "#", "{", "}", "+", "@", ".", "\0"]) | st.text(max_size=6)
+        )
+        text = text[:at] + added + text[at + length :]
+    assert_rules_or_told(text)
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5), min_size=1, max_size=3))

@@ -102,9 +102,9 @@ def test_named_finds_or_not() -> None:
 
 BAD: list[tuple[str, str, str]] = [
     # name, text, what the message holds
-    ("no TOML", "[rule.x\n", "t.toml: not TOML: "),
-    ("empty", "", "t.toml: no rule. Remedy: add a [rule.NAME] table"),
-    ("rule is no table", "rule = 3\n", "t.toml: no rule"),
+    ("no TOML", "[rule.x\n", "t.toml:1: not TOML: "),
+    ("empty", "", "t.toml:1: no rule. Remedy: add a [rule.NAME] table"),
+    ("rule is no table", "rule = 3\n", "t.toml:1: no rule"),
     ("a stray table", MINIMAL + "[relay]\n", "t.toml:4: unknown key « relay ». Remedy: rules stand in [rule.NAME]"),
     ("a rule that is a text", '[rule]\nx = "y"\n', "t.toml:1: [rule.x] x: is not a table"),
     ("an unknown key", MINIMAL + 'adress = "y"\n', "t.toml:4: [rule.x] adress: unknown key. Remedy: one of"),
