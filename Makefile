@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test demo bench crash lock lint clean
+.PHONY: setup run test demo bench crash faults fuzz soak lock lint clean
 
 setup: .venv/.installed
 
@@ -38,6 +38,18 @@ demo: setup
 crash: .venv/.dev
 	@sh deploy/install-debian test
 	CRASH_ROUNDS=200 $(BIN)/python -m pytest tests/crash
+
+faults: .venv/.dev
+	@sh deploy/install-debian test
+	FAULTS=long $(BIN)/python -m pytest -o timeout=0 tests/faults
+
+fuzz: .venv/.dev
+	@sh deploy/install-debian test
+	FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -o timeout=0 tests/fuzz
+
+soak: .venv/.dev
+	@sh deploy/install-debian test
+	$(BIN)/python -m tests.soak
 
 bench: .venv/.dev
 	@sh deploy/install-debian bench

@@ -82,7 +82,9 @@ class Intake:
             return route.reply
         allowed = access.may_send(route, peer)
         if isinstance(allowed, access.Refuse):
-            return allowed.reply
+            # Which addresses are registered is the firm's secret: they are refused as they would be if they were not.
+            unregistered = address.route(argument, self.ruleset, domain, {})
+            return unregistered.reply if isinstance(unregistered, address.Refuse) else allowed.reply
         if isinstance(route, address.Bounce) and not ids.is_token(self.token_key, route.token):
             return replies.UNKNOWN
         client = None
@@ -249,7 +251,7 @@ class Transaction:
             peer=envelope.peer.ip,
             helo=envelope.helo,
             sender=envelope.sender,
-            recipients=tuple(r.typed for r in self._recipients),
+            recipients=tuple(address.unproved(r.typed) for r in self._recipients),
             message_id=message_id(message),
             documents=tuple(_refused_facts(j) for j in judged),
             reply=f"{reply.code} {reply.enhanced} {reply.text()}",

@@ -114,7 +114,11 @@ class Draft:
         author = message.header("from") or ""
         if not any(domain in author.lower() or domain in self.envelope.sender.lower() for domain in self.origins):
             return ""  # the usual case, without reading the field
-        claimed = (self.envelope.sender, parseaddr(author)[1])
+        try:
+            address = parseaddr(author)[1]
+        except RecursionError:  # groups within groups: whom it names may have sent it, and nothing is sent back to them
+            address = next((f"@{domain}" for domain in sorted(self.origins) if domain in author.lower()), "")
+        claimed = (self.envelope.sender, address)
         return next((d for d in (c.rpartition("@")[2].lower() for c in claimed) if d in self.origins), "")
 
     def _recipient(self, recipient: Recipient) -> intake.NewRecipient:

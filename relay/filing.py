@@ -6,6 +6,7 @@ crash between any two leaves the temporary, by which `ged` knows again what is a
 
 import asyncio
 import errno
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -31,6 +32,7 @@ Outcome = ged.Filed | ged.Damaged | ged.GedAway | SpoolError | OSError
 RETRY_EVERY = timedelta(minutes=1)
 AFTER_TROUBLE = 10.0  # seconds before the work is taken up again
 BATCH = 20
+LEFT = 100  # temporaries that are tried again; a folder that a person has renamed is not come back to for ever
 
 
 class Filing:
@@ -45,6 +47,7 @@ class Filing:
         self._tree = ged.Tree(config.ged.root)
         self._pace = Pace(RETRY_EVERY, config.relay.warn_after)
         self._wakeup = asyncio.Event()
+        self._left: deque[tuple[ged.Tree, ged.Filed]] = deque(maxlen=LEFT)
         self._pass = 0  # counts down: the claims of runs count up
         self._listed_in = 0  # the pass that listed the clients again
 
@@ -83,10 +86,21 @@ class Filing:
     def _forget_temporaries(self, latest: Sequence[tuple[str, str]]) -> None:
         """A dead worker may have recorded what it filed, and no more."""
         for id_, path in latest:
-            self._tree.forget_temporary(ged.recorded(id_, path))
+            self._forget(self._tree, ged.recorded(id_, path))
+
+    def _forget(self, tree: ged.Tree, filed: ged.Filed) -> None:
+        """Its second name goes; later, where the GED is away just now: hidden, it would keep a document that is deleted."""
+        if tree.forget_temporary(filed) is not None:
+            self._left.append((tree, filed))
+
+    def _forget_left(self) -> None:
+        for _ in range(len(self._left)):
+            self._forget(*self._left.popleft())
 
     async def file_due(self) -> int:
         """Files what is due, one batch from each client; how many were tried."""
+        if self._left:
+            await asyncio.to_thread(self._forget_left)
         self._pass -= 1
         horizon = clock.stamp(clock.now())
         groups = delivery.groups(self._db, "file", horizon, self._pass)
@@ -127,7 +141,7 @@ class Filing:
             lambda db, _: self._record(db, taken, result, document=found.document if found else "", now=now)
         )
         if filed is not None and done:
-            await asyncio.to_thread(tree.forget_temporary, filed)
+            await asyncio.to_thread(self._forget, tree, filed)
             log.filed(taken.id)
         elif filed is None:
             log.filing_waits(taken.id, result.reply)

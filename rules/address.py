@@ -17,6 +17,7 @@ NAME = re.compile(r"[a-z0-9](?:\.?[a-z0-9_-])*")  # no doubled or trailing dot
 MAX_NAME = 64
 BOUNCE_PREFIX = "retours+"
 TOKEN = re.compile(r"[a-z2-7]{16}")
+_PROOF = re.compile(r"(?<=retours\+)[a-z2-7]{16}(?![a-z2-7])", re.IGNORECASE)
 MAILBOXES = ("postmaster", "abuse")  # RFC 5321 §4.5.1, RFC 2142
 
 
@@ -124,6 +125,11 @@ def _forgotten_name(local: str, ruleset: RuleSet) -> bool:
 def is_name(text: str) -> bool:
     """NAME of domain.md §4: lower-case ASCII, 64 at most, no doubled, leading or trailing dot, no `+`."""
     return len(text) <= MAX_NAME and NAME.fullmatch(text) is not None
+
+
+def unproved(text: str) -> str:
+    """What a far side says, without the tokens it quotes: whoever has one may report a failure to `retours+TOKEN`."""
+    return _PROOF.sub("***", text)
 
 
 # --- connections: which two addresses belong together ----------------------------------------------------------------

@@ -17,6 +17,8 @@ from email.message import Message
 from enum import StrEnum
 from typing import TypeAlias
 
+from rules.address import unproved
+
 
 class Action(StrEnum):
     """RFC 3464 §2.3.3."""
@@ -178,4 +180,5 @@ def _human(parts: list[_Part]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split())).strip()[:MAX_TEXT].strip()
+    shown = "".join(c if c.isprintable() else " " for c in " ".join(text.split())).strip()
+    return unproved(shown)[:MAX_TEXT].strip()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from rules.address import unproved
 from rules.replies import Reason
 
 Stage = Literal["connect", "ehlo", "starttls", "mail", "rcpt", "data", "dot"]
@@ -127,7 +128,7 @@ def _status(code: int, lines: Sequence[str]) -> tuple[str, str]:
     first = _ENHANCED.match(lines[0]) if lines else None
     enhanced = first[0] if first and int(first[1]) == code // 100 else ""
     shown = (line.removeprefix(enhanced).strip() for line in lines)
-    return enhanced, " / ".join(line for line in shown if line)
+    return enhanced, unproved(" / ".join(line for line in shown if line))
 
 
 _ENHANCED_OF: dict[Fault, str] = {

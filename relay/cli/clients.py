@@ -60,12 +60,15 @@ def add(ctx: click.Context, slug: str, folder: str, fiscal_year_end: str, reason
     from relay.store.database import transaction
     from relay.store.events import Event, write
     from rules.address import is_name
+    from rules.filing import is_system
     from rules.filing import slug as slug_of
 
     if not is_name(slug) or slug_of(slug) != slug:
         raise fail(t(f"« {slug} » n'est pas un nom de client : lettres, chiffres, tirets", f"{slug}: not a slug"), 2)
     if fiscal_year_end and not re.fullmatch(r"(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", fiscal_year_end):
         raise fail(t("fin d'exercice : écrivez MM-JJ, par exemple 06-30", "fiscal year end: write MM-DD"), 2)
+    if folder and (folder != folder.strip() or "/" in folder or is_system(folder)):
+        raise fail(t(f"« {folder} » n'est pas un dossier de la GED", f"{folder}: not a folder of the GED"), 2)
     config = settings(ctx)
     with changing(config) as db, transaction(db):
         known = {client.slug: client for client in directory.clients(db)}

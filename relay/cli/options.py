@@ -77,6 +77,11 @@ def _opened(settings_: config.Config, open_: Callable[[Path], Any]) -> Iterator[
         raise fail(str(error), 3 if isinstance(error, NoStore) else 1) from None
     try:
         yield db
+    except (
+        UnicodeEncodeError,
+        OverflowError,
+    ) as error:  # of an argument: bytes that are no UTF-8, a number of 20 digits
+        raise fail(t(f"argument inutilisable : {error}", f"unusable argument: {error}"), 2) from None
     finally:
         db.close()
 
@@ -98,7 +103,7 @@ def _gathered(function: F, gather: "Callable[..., Filter]", states: str) -> F:
     @click.option("--sender", default="", metavar="ADDRESS")
     @click.option("--since", default="", metavar="WHEN", help=t('date ISO, ou "2 hours"', 'ISO date, or "2 hours"'))
     @click.option("--id", "ids", multiple=True, metavar="ID", help=t("envoi, message ou document", "of anything"))
-    @click.option("--limit", type=click.IntRange(1), default=None)
+    @click.option("--limit", type=click.IntRange(1, 1_000_000_000), default=None)
     @click.option("--after", default="", metavar="ID", help=t("après cette ligne", "after this row"))
     @click.pass_context
     def wrapped(ctx: click.Context, /, **given: Any) -> Any:
@@ -164,9 +169,9 @@ def _since(text: str) -> str:
         pass
     try:
         instant = clock.instant(text)
-    except ValueError:
+        return clock.stamp(instant if instant.tzinfo else instant.astimezone())
+    except (ValueError, OverflowError):  # the first day of all is none everywhere
         raise click.BadParameter(t(f"date illisible : {text}", f"no date: {text}"), param_hint="--since") from None
-    return clock.stamp(instant if instant.tzinfo else instant.astimezone())
 
 
 def actor() -> str:

@@ -309,16 +309,21 @@ class Order:
     expires_at: str
 
 
+_TO_CHANGE = """
+SELECT d.state, d.held_at, d.expires_at, d.spool <> '' OR (m.id IS NOT NULL AND m.purged_at IS NULL)
+FROM delivery d LEFT JOIN message m ON m.id = d.message WHERE d.id = ?"""
+
+
 def change(db: Database, ids: Iterable[str], what: Change, order: Order) -> list[str]:
     """Applies hold, release, drop or retry to those of `ids` whose state allows it; the ids changed. In a transaction."""
     sources, target = TRANSITIONS[what]
     changed = []
     for delivery in ids:
-        row = one(db, "SELECT state, held_at, expires_at, message, spool FROM delivery WHERE id = ?", (delivery,))
+        row = one(db, _TO_CHANGE, (delivery,))
         if row is None or row[0] not in sources:
             continue
-        if what is Change.RETRY and not (row[3] or row[4]):
-            continue  # a refused deposit has no bytes here: it is judged again when its file changes
+        if what is Change.RETRY and not row[3]:
+            continue  # past their retention; or a refused deposit, which is judged again when its file changes
         _put(db, delivery, target, what=what, order=order, held_at=row[1], expires_at=row[2])
         changed.append(delivery)
     event = {Change.HOLD: "held", Change.RELEASE: "released", Change.DROP: "dropped", Change.RETRY: "retried"}[what]

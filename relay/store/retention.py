@@ -41,14 +41,17 @@ def forget_bodies(db: Database, before: str, at: str, most: int) -> list[str]:
     db.conn.executemany("UPDATE message SET purged_at = ? WHERE id = ?", [(at, row[0]) for row in messages])
     own = rows(
         db,
-        f"""SELECT id, spool FROM delivery WHERE spool <> '' AND message IS NULL AND created_at < ?
-        AND state NOT IN ({alive}) LIMIT ?""",
-        (before, *_ALIVE, most),
+        f"""SELECT d.id, d.spool FROM delivery d WHERE d.spool <> '' AND d.message IS NULL AND d.created_at < ?
+        AND d.state NOT IN ({alive}) AND NOT EXISTS
+        (SELECT 1 FROM delivery t WHERE t.id = d.twin AND d.state = 'duplicate' AND t.state IN ({alive})) LIMIT ?""",
+        (before, *_ALIVE, *_ALIVE, most),
     )
     db.conn.executemany("UPDATE delivery SET spool = '' WHERE id = ?", [(row[0],) for row in own])
     write(db, at, "care", [Event("purged", message=row[0]) for row in messages])
     write(db, at, "care", [Event("purged", delivery=row[0]) for row in own])
-    return [str(row[1]) for row in (*messages, *own)]
+    # What was sent again shares the bytes of the first time: they go with the last that refers to them.
+    gone = dict.fromkeys(str(row[1]) for row in (*messages, *own))
+    return [key for key in gone if not is_referred_to(db, key)]
 
 
 def is_segment_free(db: Database, segment: str) -> bool:

@@ -159,7 +159,6 @@ def test_junk_is_a_usage_error(desk: Desk, junk: list[str]) -> None:
     assert_ended(desk.give(junk), junk)
 
 
-@pytest.mark.xfail(strict=True, reason="relay.cli.options: the store's exceptions reach the terminal")
 @pytest.mark.parametrize("odd", BEYOND, ids=["no text", "a large number", "the first day"])
 def test_an_argument_beyond_what_the_store_takes_ends_as_any_other(desk: Desk, odd: str) -> None:
     for path, command in VERBS:

@@ -133,7 +133,6 @@ def test_no_mail_costs_more_than_it_may(name: str, innocent: float, tmp_path: Pa
     assert cost.memory <= MEMORY
 
 
-@pytest.mark.xfail(strict=True, reason="relay.draft: parseaddr is recursive")
 @pytest.mark.parametrize("name", bombs.RECURSIVE)
 def test_an_author_within_authors_is_answered_for_good(name: str, tmp_path: Path) -> None:
     assert cost_of_intake(bombs.RECURSIVE[name](), tmp_path).said.startswith("250 ")

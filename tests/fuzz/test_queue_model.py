@@ -237,7 +237,9 @@ class Queue(RuleBasedStateMachine):
         """Bytes past their retention go, but none that a living delivery needs."""
         before = clock.stamp(self.now - timedelta(days=days))
         with transaction(self.db):
-            retention.forget_bodies(self.db, before, clock.stamp(self.now), 1000)
+            keys = retention.forget_bodies(self.db, before, clock.stamp(self.now), 1000)
+        for key in keys:
+            assert not retention.is_referred_to(self.db, key)
         gone = {str(row[0]) for row in rows(self.db, _WITHOUT_BYTES)}
         for id_ in gone:
             assert self.known[id_].state not in ALIVE or not self.known[id_].bytes_kept

@@ -755,6 +755,36 @@ def test_bytes_stay_while_anything_may_still_need_them(db: Database, state: Stat
     assert len(list(listing.queue(db, Filter()))) == 2, "history stays"
 
 
+def test_what_is_sent_again_keeps_the_bytes_it_shares(db: Database, connected: Connection) -> None:
+    deposit(db, connected, "d1", "facture.pdf")
+    db.conn.execute("UPDATE delivery SET state = 'sent', spool = 's/seg/0/5' WHERE id = 'd1-1'")
+    assert delivery.resend(db, "d1-1", order())
+    db.conn.execute("UPDATE delivery SET created_at = '2020' WHERE id = 'd1-1'")
+    with transaction(db):
+        assert retention.forget_bodies(db, "2021", "2026", 10) == [], "the second still needs them"
+
+
+def test_a_duplicate_keeps_its_bytes_while_its_twin_lives(db: Database, connected: Connection) -> None:
+    assert deposit(db, connected, "d1", "facture.pdf") is Made.WAITING
+    assert deposit(db, connected, "d2", "copie/facture.pdf") is Made.DUPLICATE
+    late = clock.stamp(NOON + timedelta(days=31))
+    db.conn.execute("UPDATE delivery SET spool = 's/seg/' || id || '/5'")
+    with transaction(db):
+        assert retention.forget_bodies(db, late, late, 10) == []
+    change(db, Change.DROP, "d1-1")
+    assert states(db) == {"d1-1": "dropped", "d2-1": "waiting"}
+    with transaction(db):
+        assert retention.forget_bodies(db, late, late, 10) == ["s/seg/d1-1/5"]
+
+
+def test_what_has_no_bytes_left_is_not_retried(db: Database) -> None:
+    put(db, mail("m1", COLLECTOR))
+    db.conn.execute("UPDATE delivery SET state = 'failed'")
+    db.conn.execute("UPDATE message SET purged_at = '2026'")
+    assert change(db, Change.RETRY, "m1-1") == []
+    assert states(db) == {"m1-1": "failed"}
+
+
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 

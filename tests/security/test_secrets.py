@@ -273,7 +273,6 @@ def test_the_search_finds_a_key_where_there_is_one(story: Story) -> None:
     assert any(guise[:40] in pem for guise in guises(private))
 
 
-@pytest.mark.xfail(strict=True, reason="listings show the envelope sender of a deposit, and what a far side quotes")
 def test_tokens_are_told_to_the_collector_alone(story: Story) -> None:
     """Whoever has one may say that a delivery failed, and « validé » is withdrawn."""
     tokens = story.tokens()

@@ -262,7 +262,6 @@ def test_refusals_are_the_same_for_every_name(relay: Relay) -> None:
     assert set(tried(relay, STRANGER, "<>", *unknown)[1:-1]) == {UNKNOWN}
 
 
-@pytest.mark.xfail(strict=True, reason="a stranger is told apart what is registered, where only registered names are")
 def test_refusals_are_the_same_where_only_registered_names_are_served(tmp_path: Path) -> None:
     relay = Relay(tmp_path, {"smtp": {"trusted_networks": [f"{TRUSTED}/32"]}, "relay": {"rules": "rules.toml"}})
     relay.client("martin")
