@@ -137,7 +137,7 @@ class Sender:
         try:
             await self._serve(host)
         except Exception as error:
-            log.trouble(f"run {self.run} {host.domain}", error)
+            log.trouble(f"run {self.run}", error)  # without its domain: it may be a sender's
             while host.records:
                 await asyncio.wait(host.records)  # what was answered is recorded all the same, and counted
 

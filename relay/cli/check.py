@@ -37,9 +37,12 @@ class Finding:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, store: bool, deep: bool, mend: bool, reason: str, as_json: bool) -> None:
+    from relay.daemon import take_identity
+
     config = settings(ctx)
     if (deep or mend) and not store:
         raise click.UsageError(t("--deep et --mend vont avec --store.", "--deep and --mend go with --store."))
+    take_identity(config.relay.data)  # what root may read, the daemon may not
     findings = _look(config, deep=deep, mend=mend, why=reason) if store else list(_findings(config, rules(config)))
     rows = [{"subject": f.subject, "ok": f.ok, "finding": f.finding, "remedy": f.remedy} for f in findings]
     emit(rows, ("subject", "ok", "finding", "remedy"), as_json=as_json)
@@ -78,6 +81,10 @@ def _data(config: Config) -> Iterator[Finding]:
     if not data.exists():
         yield Finding("data", True, t(f"{data} sera créé au démarrage", f"{data} will be made at start"))
         return
+    if os.geteuid() == 0:
+        user = t("créez un utilisateur et donnez-lui les données", "make a user, and give it the data")
+        remedy = f"{user} : useradd --system welyb-relay; chown -R welyb-relay {data}"
+        yield Finding("identity", True, t("le relais sert en root", "the relay serves as root"), remedy)
     mode = stat.S_IMODE(data.stat().st_mode)
     loose = bool(mode & 0o077)
     yield Finding("data", not loose, f"{data} {mode:04o}", f"chmod 700 {data}" if loose else "")

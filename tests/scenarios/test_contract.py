@@ -339,6 +339,12 @@ def findings(relay: Relay) -> tuple[int, dict[str, dict[str, Any]]]:
     return done.exit_code, {row["subject"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.debian("root")
+def test_check_advises_against_serving_as_root(desk: Desk) -> None:
+    found = findings(desk.relay)[1]["identity"]
+    assert found["ok"] and "useradd" in found["remedy"]
+
+
 def test_check_finds_nothing_where_all_is_well(desk: Desk) -> None:
     code, found = findings(desk.relay)
     assert [row for row in found.values() if not row["ok"]] == []
