@@ -7,18 +7,16 @@ Limits: the GED is not in it (its own backup is), nor are the certificates named
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from relay import clock
+from relay import clock, lock
 from relay.config import Config
 from relay.store import database, restore, retention
 
@@ -41,18 +39,9 @@ class Made:
     missing: tuple[str, ...]
 
 
-@contextmanager
-def alone(data: Path) -> Iterator[None]:
+def alone(data: Path) -> AbstractContextManager[int]:
     """No daemon serves from `data`, for the life of the block. Raises BackupError where one does."""
-    fd = os.open(data / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BackupError(f"{data}: a relay serves from here. Remedy: stop it first.") from None
-        yield
-    finally:
-        os.close(fd)
+    return lock.held(data / "serve.lock", BackupError(f"{data}: a relay serves from here. Remedy: stop it first."))
 
 
 # --- taking one -----------------------------------------------------------------------------------------------------

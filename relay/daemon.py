@@ -7,15 +7,13 @@ finished, the writer last), and what each signal means.
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import os
 import pwd
 import secrets
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from relay.config import Config, load_rules
 from relay.crew import Crew
 from relay.directory import Directory, list_clients
 from relay.filing import Filing
+from relay.lock import held
 from relay.sign import Signer
 from relay.smtp.listener import Listener, addresses, bind
 from relay.spool import Spool
@@ -126,30 +125,13 @@ async def means(config: Config, ruleset: RuleSet) -> AsyncIterator[flush.Means]:
         db.close()
 
 
-@contextlib.contextmanager
-def _alone(data: Path) -> Iterator[int]:
+def _alone(data: Path) -> contextlib.AbstractContextManager[int]:
     """One daemon for one data folder: the descriptor of the lock, which its workers hold with it.
 
     After a crash they are gone in a moment; until then they might commit a mail whose file we would take for an orphan.
     """
-    fd = os.open(data / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + ALONE_WITHIN
-    try:
-        while not _locked(fd):
-            if time.monotonic() > deadline:
-                raise StartError(f"{data}: another relay serves from here. Remedy: stop it first.")
-            time.sleep(0.02)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    other = StartError(f"{data}: another relay serves from here. Remedy: stop it first.")
+    return held(data / "serve.lock", other, within=ALONE_WITHIN)
 
 
 async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callable[[list[str]], None]) -> None:

@@ -5,10 +5,7 @@ claims are not believed, and that the counts must balance: eligible = sent + def
 """
 
 import asyncio
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +17,7 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.directory import list_again
 from relay.dns import Resolver
+from relay.lock import held
 from relay.notice import Notices
 from relay.send import Sender
 from relay.sign import Signer
@@ -36,18 +34,9 @@ class RunUnderWay(RuntimeError):
     """Another process holds the run lock."""
 
 
-@contextmanager
-def lock(data: Path) -> Iterator[None]:
+def lock(data: Path) -> AbstractContextManager[int]:
     """The run lock, for the life of the block. Raises RunUnderWay at once if somebody holds it."""
-    fd = os.open(data / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunUnderWay from None
-        yield
-    finally:
-        os.close(fd)
+    return held(data / "run.lock", RunUnderWay())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The relay of a bad day; what it wrote is shown where a test failed. FAULTS=long has every form of every fault."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ import pytest
 
 from tests.faults.door import PROCESSES
 from tests.faults.far import Placed, collectors
-from tests.support.program import tail
 from tests.support.relay import Relay
 
 
@@ -39,15 +38,3 @@ def far() -> Iterator[Placed]:
     """A collector that takes everything."""
     with collectors({"far": {}}) as found:
         yield found["far"]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    folder = getattr(item, "funcargs", {}).get("tmp_path")
-    if report.failed and folder is not None:
-        for log in sorted(folder.rglob("*.err")):
-            report.sections.append((str(log.relative_to(folder)), tail(log)))
-    return report

@@ -1,13 +1,11 @@
 """Scripted collectors in a thread of their own, for a command that is run and waited for."""
 
-import asyncio
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.farside import Far
+from tests.support.farside import Far, in_a_thread
 
 
 @dataclass
@@ -21,27 +19,7 @@ class Placed(Far):
 def collectors(scripts: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Placed]]:
     """One for each script, by its name."""
     found = {name: Placed(script) for name, script in scripts.items()}
-    loop = asyncio.new_event_loop()
-    servers = []
-    for far in found.values():
-        server = loop.run_until_complete(asyncio.start_server(far.serve, "127.0.0.1", 0, limit=1 << 20))
-        servers.append(server)
-        far.place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
+    with in_a_thread(found.values()) as ports:
+        for far, port in zip(found.values(), ports, strict=True):
+            far.place = f"127.0.0.1:{port}"
         yield found
-    finally:
-        asyncio.run_coroutine_threadsafe(_end(servers), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _end(servers: list[asyncio.Server]) -> None:
-    for server in servers:
-        server.close()
-    under_way = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in under_way:
-        task.cancel()
-    await asyncio.gather(*under_way, return_exceptions=True)

@@ -1,6 +1,6 @@
 """The peers of a scenario, each stopped when its test ends; what they wrote is shown where it failed."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import trustme
 from tests.support.collector import Collector
 from tests.support.firm import Client, Firm
 from tests.support.partner import DOMAINS, Partner
-from tests.support.program import tail
 from tests.support.relay import Relay
 
 
@@ -88,15 +87,3 @@ def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
     path = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    folder = getattr(item, "funcargs", {}).get("tmp_path")
-    if report.failed and folder is not None:
-        for log in sorted([*folder.rglob("*.err"), *folder.rglob("maillog")]):
-            report.sections.append((str(log.relative_to(folder)), tail(log)))
-    return report

@@ -3,9 +3,7 @@
 Long because each trouble is a row of a table or a short story of its own.
 """
 
-import asyncio
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ import pytest
 from tests.support import documents as made
 from tests.support.clients import CLIENTS, Sent, mail
 from tests.support.debian import faked_time
-from tests.support.farside import HANG_UP, Far
+from tests.support.farside import HANG_UP, Far, in_a_thread
 from tests.support.firm import SENDERS, Firm
 from tests.support.nameserver import NameServer
 from tests.support.partner import Partner
@@ -55,31 +53,10 @@ class Hosts:
 
 @contextmanager
 def hosts(scripts: Mapping[str, Mapping[str, Any]]) -> Iterator[Hosts]:
-    """One server a script, in a thread of their own: the command that speaks to them is run and waited for."""
-    found = Hosts({name: Far(script) for name, script in scripts.items()})
-    loop = asyncio.new_event_loop()
-    servers = []
-    for name, far in found.far.items():
-        servers.append(loop.run_until_complete(asyncio.start_server(far.serve, "127.0.0.1", 0, limit=1 << 20)))
-        found.ports[name] = servers[-1].sockets[0].getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield found
-    finally:
-        asyncio.run_coroutine_threadsafe(_end(servers), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _end(servers: list[asyncio.Server]) -> None:
-    for server in servers:
-        server.close()
-    under_way = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in under_way:
-        task.cancel()
-    await asyncio.gather(*under_way, return_exceptions=True)
+    """One server a script."""
+    far = {name: Far(script) for name, script in scripts.items()}
+    with in_a_thread(far.values()) as ports:
+        yield Hosts(far, dict(zip(far, ports, strict=True)))
 
 
 def send(relay: Relay, *recipients: str, message: bytes | None = None, sender: str = SENDER) -> Sent:

@@ -8,9 +8,10 @@ For what is ordinary use stock aiosmtpd; this is for what no real server can be 
 
 import asyncio
 import ssl
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,3 +98,29 @@ async def listening(far: Far) -> AsyncIterator[Destination]:
     server = await asyncio.start_server(far.serve, "127.0.0.1", 0, limit=1 << 20)
     async with server:
         yield Destination("mx.meg.test", "127.0.0.1", server.sockets[0].getsockname()[1])
+
+
+@contextmanager
+def in_a_thread(hosts: Iterable[Far]) -> Iterator[list[int]]:
+    """Their ports, while all listen in a thread of their own: the command that speaks to them is run and waited for."""
+    loop = asyncio.new_event_loop()
+    starting = [asyncio.start_server(far.serve, "127.0.0.1", 0, limit=1 << 20) for far in hosts]
+    servers = [loop.run_until_complete(server) for server in starting]
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield [server.sockets[0].getsockname()[1] for server in servers]
+    finally:
+        asyncio.run_coroutine_threadsafe(_end(servers), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _end(servers: list[asyncio.Server]) -> None:
+    for server in servers:
+        server.close()
+    under_way = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in under_way:
+        task.cancel()
+    await asyncio.gather(*under_way, return_exceptions=True)
