@@ -18,8 +18,9 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.examine import HEAD, TAIL, examine, examine_file, seekable
 from relay.spool import Incoming, Spool, write_new
-from relay.store import connections, intake
+from relay.store import connections, intake, restore
 from relay.store.connections import Connection
+from relay.store.database import is_busy
 from relay.store.deposits import Made, NewDeposit, add_deposit, apply_rows, shown_name
 from rules import address, attachment, deposit
 from rules.attachment import Content
@@ -38,6 +39,7 @@ class Survey:
     decisions: tuple[deposit.Decision, ...] = ()
     doubt: Doubt | None = None
     root: deposit.Identity | None = None
+    whole: bool = False  # no part of it could not be read
 
     @property
     def unsettled(self) -> int:
@@ -121,7 +123,7 @@ class Scanner:
         doubt = deposit.doubt(connection.root, before, known=known_count, seen=seen_count, departed=departed)
         if connection.accepted:
             doubt = None  # the postmaster's word
-        return Survey(connection, () if doubt else decisions, doubt, before)
+        return Survey(connection, () if doubt else decisions, doubt, before, not difference.unreadable)
 
     def _tree(self, connection: Connection) -> ged.Tree:
         return ged.Tree(self._config.ged.root).within(connection.client_folder).within(connection.folder)
@@ -223,10 +225,14 @@ class Scanner:
             async with gate:
                 return await self._take(writer, connection, decision)
 
-        for made in await asyncio.gather(*(take(d) for d in survey.decisions if isinstance(d, _TAKEN))):
+        taken = await asyncio.gather(*(take(d) for d in survey.decisions if isinstance(d, _TAKEN)))
+        for made in taken:
             outcome.refused += made is Made.REFUSED
             outcome.held += made is Made.HELD
             outcome.duplicate += made is Made.DUPLICATE
+        whole = survey.whole and not survey.unsettled and None not in taken
+        if whole and restore.is_unseen(self._db, connection.id):
+            await writer.write(lambda db, _: restore.seen(db, connection.id))
 
     async def _take(self, writer: Writer, connection: Connection, decision: deposit.Decision) -> Made | None:
         """One file into the queue; None where it changed or vanished meanwhile: the next look decides."""
@@ -242,8 +248,12 @@ class Scanner:
         if draft is None:
             return None
         new, body = draft
-        # Where this fails the row may stand all the same after a crash: the file stays until the next start looks.
-        return await writer.write(lambda db, placed: add_deposit(db, replace(new, spool=placed or new.spool)), body)
+        try:
+            return await writer.write(lambda db, placed: add_deposit(db, replace(new, spool=placed or new.spool)), body)
+        except Exception as error:
+            if is_busy(error) and new.spool:  # nothing was begun
+                self._spool.remove(new.spool)
+            raise  # else the row may stand all the same after a crash: the file stays until the next start looks
 
     def _drafted(
         self, connection: Connection, rule: Rule, decision: deposit.Decision
@@ -255,8 +265,13 @@ class Scanner:
         new, message = draft
         if message is None:
             return new, None
-        small = message.small
-        return (new, small) if small is not None else (replace(new, spool=message.settle()), None)
+        if (small := message.small) is not None:
+            return new, small
+        try:
+            return replace(new, spool=message.settle()), None
+        except BaseException:
+            message.discard()
+            raise
 
     def _draft(
         self, connection: Connection, rule: Rule, decision: deposit.Decision, now: datetime

@@ -5,6 +5,7 @@ come from, so that of two who want to change a delivery one finds it changed. Th
 written before anyone connects. Long because whoever changes a delivery is here: runs, results, the postmaster.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -310,7 +311,8 @@ class Order:
 
 
 _TO_CHANGE = """
-SELECT d.state, d.held_at, d.expires_at, d.spool <> '' OR (m.id IS NOT NULL AND m.purged_at IS NULL)
+SELECT d.state, d.held_at, d.expires_at, d.recipient <> 'erased' AND
+  (d.spool <> '' OR (m.id IS NOT NULL AND m.purged_at IS NULL))
 FROM delivery d LEFT JOIN message m ON m.id = d.message WHERE d.id = ?"""
 
 
@@ -323,7 +325,7 @@ def change(db: Database, ids: Iterable[str], what: Change, order: Order) -> list
         if row is None or row[0] not in sources:
             continue
         if what is Change.RETRY and not row[3]:
-            continue  # past their retention; or a refused deposit, which is judged again when its file changes
+            continue  # bytes or recipient are gone; or a refused deposit, judged again when its file changes
         _put(db, delivery, target, what=what, order=order, held_at=row[1], expires_at=row[2])
         changed.append(delivery)
     event = {Change.HOLD: "held", Change.RELEASE: "released", Change.DROP: "dropped", Change.RETRY: "retried"}[what]
@@ -333,16 +335,26 @@ def change(db: Database, ids: Iterable[str], what: Change, order: Order) -> list
     return changed
 
 
+_RESTORED = "SELECT detail FROM event WHERE delivery = ? AND event = 'held' AND detail ->> 'code' = 'restored' LIMIT 1"
+
+
 def revive_twins(db: Database, delivery: str, at: str, actor: str) -> None:
     """`delivery` came to nothing: a duplicate that waited behind it goes in its place, the oldest first."""
     row = one(db, "SELECT id FROM delivery WHERE twin = ? AND state = 'duplicate' ORDER BY id LIMIT 1", (delivery,))
     if row is None:
         return
+    events = [Event("revived", delivery=row[0], detail={"twin": delivery})]
+    doubt = one(db, _RESTORED, (delivery,))
+    state = State.WAITING if doubt is None else State.HELD
+    reason, held_at = (None, None) if doubt is None else (doubt[0], at)
     db.conn.execute(
-        "UPDATE delivery SET state = 'waiting', reason = NULL, finished_at = NULL, twin = NULL WHERE id = ?", row
+        "UPDATE delivery SET state = ?, reason = ?, held_at = ?, finished_at = NULL, twin = NULL WHERE id = ?",
+        (state, reason, held_at, row[0]),
     )
     db.conn.execute("UPDATE delivery SET twin = ? WHERE twin = ?", (row[0], delivery))
-    write(db, at, actor, [Event("revived", delivery=row[0], detail={"twin": delivery})])
+    if doubt is not None:  # the one before may have left between the backup and the loss, and this document with it
+        events.append(Event("held", delivery=row[0], detail=json.loads(doubt[0])))
+    write(db, at, actor, events)
 
 
 def _put(
@@ -366,10 +378,11 @@ def _put(
 
 
 def resend(db: Database, delivery: str, order: Order) -> str | None:
-    """A new delivery of what `delivery` took, once it has ended; its id. None where it has not, or its bytes are gone."""
+    """A new delivery of what `delivery` took, once it has ended; its id. None where it has not, or what it needs is gone."""
     row = one(
         db,
-        """SELECT d.state, m.purged_at IS NOT NULL OR (d.spool = '' AND d.message IS NULL) FROM delivery d
+        """SELECT d.state, m.purged_at IS NOT NULL OR (d.spool = '' AND d.message IS NULL) OR d.recipient = 'erased'
+        FROM delivery d
         LEFT JOIN message m ON m.id = d.message WHERE d.id = ?""",
         (delivery,),
     )

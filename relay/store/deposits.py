@@ -98,7 +98,7 @@ def _fate(db: Database, new: NewDeposit, was_held: Reason | None) -> _Fate:
     twin = next((t for t, name, _ in _twins(db, new) if name == new.name), None)
     if twin:
         return _Fate(State.DUPLICATE, Reason("duplicate", {"twin": twin}), twin)
-    was_held = was_held or restore.doubt(db, new.seen.ctime_ns, new.at)
+    was_held = was_held or restore.doubt(db, new.connection.id, new.seen.ctime_ns)
     return _Fate(State.HELD, was_held) if was_held else _Fate(State.WAITING)
 
 

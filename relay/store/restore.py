@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlite_utils import Database
 
 from relay import clock
-from relay.store.database import one, rows
+from relay.store.database import rows
 from relay.store.directory import meta, set_meta
 from relay.store.events import Event, write
 from rules.lifecycle import State
@@ -50,21 +50,34 @@ def hold_all(db: Database, done: Restored) -> list[str]:
     held = [Event("held", delivery=id_, detail={"code": "restored", "backup": done.backup}) for id_ in ids]
     write(db, done.at, done.actor, [Event("restored", detail=detail), *held])
     set_meta(db, META, json.dumps({"at": done.at, "backup": done.backup}))
+    for (connection,) in rows(db, "SELECT id FROM connection WHERE removed_at IS NULL"):
+        set_meta(db, _unseen(connection), "1")
     return ids
 
 
-def doubt(db: Database, ctime_ns: int, at: str) -> Reason | None:
+def doubt(db: Database, connection: int, ctime_ns: int) -> Reason | None:
     """Why a deposit found now must not leave by itself: it may have been found, and sent, before the loss.
 
-    That goes for every file that was there at the restoration, and for all that the first run after it finds: a file
-    that was touched, renamed or copied since shows a later time.
+    That goes for every file that was there at the restoration, and for all that is found until the folder has once been
+    seen whole: a file that was touched, renamed or copied since, or a GED that was restored too, shows a later time.
     """
     stored = meta(db, META)
     if not stored:
         return None
     restored = json.loads(stored)
-    latest = one(db, "SELECT started_at FROM run WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1")
-    looked = latest is not None and latest[0] > restored["at"]
-    if looked and ctime_ns > clock.instant(restored["at"]).timestamp() * 1e9:
+    if not is_unseen(db, connection) and ctime_ns > clock.instant(restored["at"]).timestamp() * 1e9:
         return None
     return Reason("restored", {"backup": restored["backup"]})
+
+
+def is_unseen(db: Database, connection: int) -> bool:
+    """Has its folder not been seen whole since the restoration?"""
+    return bool(meta(db, _unseen(connection)))
+
+
+def seen(db: Database, connection: int) -> None:
+    db.conn.execute("DELETE FROM meta WHERE name = ?", (_unseen(connection),))
+
+
+def _unseen(connection: int) -> str:
+    return f"restored:{connection}"

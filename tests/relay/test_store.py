@@ -17,7 +17,7 @@ import pytest
 from sqlite_utils import Database
 
 from relay import clock
-from relay.store import connections, delivery, deposits, directory, intake, listing, retention
+from relay.store import connections, delivery, deposits, directory, intake, listing, restore, retention
 from relay.store.connections import Connection
 from relay.store.database import (
     CHECKPOINT,
@@ -38,6 +38,7 @@ from relay.store.directory import Client, Folder
 from relay.store.events import VOCABULARY, Event, write
 from relay.store.intake import Accepted
 from relay.store.listing import Filter
+from relay.store.restore import Restored
 from rules.attachment import Content
 from rules.bounce import Action, Bounce
 from rules.deposit import Seen
@@ -529,6 +530,35 @@ def test_the_twin_goes_when_the_first_comes_to_nothing(db: Database, connected: 
     assert told(db, "d2-1")[-1] == "revived"
     change(db, Change.DROP, "d2-1")
     assert states(db)["d3-1"] == "waiting"
+
+
+LOSS = Restored(clock.stamp(NOON - QUARTER), clock.stamp(NOON), "root", "disque perdu", "copie")
+
+
+def test_the_twin_of_what_a_restoration_held_is_held_too(db: Database, connected: Connection) -> None:
+    """The first may have left between the backup and the loss: dropped because it had, it takes no other along."""
+    deposit(db, connected, "d1", "a.pdf")
+    deposit(db, connected, "d2", "x/a.pdf")
+    deposit(db, connected, "d3", "y/a.pdf")
+    with transaction(db):
+        assert restore.hold_all(db, LOSS) == ["d1-1"]
+    change(db, Change.DROP, "d1-1")
+    change(db, Change.DROP, "d2-1")
+    assert states(db) == {"d1-1": "dropped", "d2-1": "dropped", "d3-1": "held"}
+    assert told(db, "d3-1")[-2:] == ["revived", "held"]
+    change(db, Change.RELEASE, "d3-1")
+    assert states(db)["d3-1"] == "waiting"
+
+
+def test_a_deposit_is_in_doubt_until_its_folder_was_seen_whole(db: Database, connected: Connection) -> None:
+    before, after = (int((NOON + step).timestamp() * 1e9) for step in (-QUARTER, QUARTER))
+    assert restore.doubt(db, connected.id, before) is None
+    with transaction(db):
+        restore.hold_all(db, LOSS)
+    assert restore.doubt(db, connected.id, after)
+    restore.seen(db, connected.id)
+    assert restore.doubt(db, connected.id, after) is None
+    assert restore.doubt(db, connected.id, before)
 
 
 def test_new_bytes_before_sending_go_instead_and_stay_held(db: Database, connected: Connection) -> None:

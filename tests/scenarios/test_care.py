@@ -100,6 +100,31 @@ def test_a_deposit_sent_after_the_backup_is_not_sent_again(tmp_path: Path) -> No
         firm.stop()
 
 
+def test_a_run_before_the_ged_is_back_ends_no_doubt(tmp_path: Path) -> None:
+    """The machine is lost, GED and all; the GED comes back later, with times and inodes of its own."""
+    firm = Firm.start(tmp_path / "firm")
+    try:
+        client = firm.client()
+        client.connect()
+        firm.relay.cli("backup", tmp_path / "copy")
+        client.put("Achats/apres.pdf", made.pdf("apres"))
+        firm.run()
+        assert client.names() == ["apres.pdf"]
+        firm.relay.stop()
+        shutil.rmtree(firm.relay.folder / "var")
+        firm.relay.cli("restore", tmp_path / "copy", "--reason", "disque perdu")
+        away = firm.relay.ged.rename(tmp_path / "away")
+        firm.run()
+        shutil.copytree(away, firm.relay.ged)
+        for link in firm.relay.json("connections", "list"):
+            firm.relay.cli("connections", "accept", link["id"], "--reason", "restauree")
+        firm.run()
+        assert client.names() == ["apres.pdf"]
+        assert client.statuses() == {"apres.pdf": "held"}
+    finally:
+        firm.stop()
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A backup of a relay that had taken two mails; the relay stands beside it, stopped."""
