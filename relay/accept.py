@@ -6,7 +6,6 @@ bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, BinaryIO
@@ -24,7 +23,7 @@ from relay.mime import Message, Part, Scanner
 from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
 from relay.store import intake
-from relay.store.database import StoreError, is_busy
+from relay.store.database import Anchor, is_busy
 from rules import access, address, attachment, bounce, filing, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
 from rules.replies import Reply
@@ -47,8 +46,7 @@ class Intake:
         self.directory = directory
         self.token_key = token_key
         self.on_filings: Callable[[], None] = lambda: None
-        files = (str(config.database), f"{config.database}-wal")
-        self._store = {file: found for file in files if (found := _identity(file))}
+        self.anchor = Anchor(config.database)
         self._doubtful: list[str] = []
         self._under_way: set[asyncio.Task[Reply]] = set()
         self._free_until = 0.0
@@ -99,18 +97,6 @@ class Intake:
                 return replies.TROUBLE
             client = found
         return Recipient(route, argument.address or "postmaster", client)
-
-    def confirm_store(self) -> None:
-        """Raises StoreError unless the rows just written are where the next start will look for them.
-
-        SQLite goes on writing into files that have lost their names, and never says so.
-        """
-        for file, identity in self._store.items():
-            if _identity(file) != identity:
-                raise StoreError(
-                    f"{file}: moved, removed or replaced while the relay serves; mail is answered 451. "
-                    "Remedy: stop the relay, put the file back or restore the backup, start it."
-                )
 
     def forget(self, key: str) -> None:
         """A large mail that no row speaks of."""
@@ -262,6 +248,7 @@ class Transaction:
     # --- commit -----------------------------------------------------------------------------------------------------
 
     async def _commit(self, message: Message, judged: Sequence[Judged]) -> Reply:
+        self._door.anchor.confirm()  # before: rows in a file without a name would be sent, and not be there afterwards
         accepted = self._draft().rows(message, judged, self._bounces())
         body = self._incoming.small
         key = "" if body is not None else await asyncio.to_thread(self._incoming.settle)
@@ -273,7 +260,7 @@ class Transaction:
             else:
                 self._door.doubt(key)
             raise
-        self._door.confirm_store()
+        self._door.anchor.confirm()
         self._door.end_doubts()
         peer = self._envelope.peer.ip
         if committed.added:
@@ -296,15 +283,6 @@ class Transaction:
         read = bounce.read(self._incoming.read(0, MAX_REPORT))
         report = read if isinstance(read, bounce.Bounce) else None
         return tuple((token, report) for token in tokens)
-
-
-def _identity(file: str) -> tuple[int, int] | None:
-    """Device and inode of the file that has this name now."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 # What is written where the writer is, which may be another process: functions of this module, so that they can be sent.

@@ -18,7 +18,7 @@ from typing import Any
 
 from relay import clock, lock
 from relay.config import Config
-from relay.store import database, restore, retention
+from relay.store import audit, database, restore
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -49,6 +49,8 @@ def alone(data: Path) -> AbstractContextManager[int]:
 
 def backup(config: Config, target: Path) -> Made:
     """Into `target`, which must not exist. The caller holds the run lock."""
+    if not target.name:
+        raise BackupError(f"{target}: no name for a new folder. Remedy: give one, like backup-2026-11-24.")
     partial = target.with_name(f"{target.name}.partial")
     for place in (target, partial):
         if os.path.lexists(place):
@@ -72,6 +74,8 @@ def _snapshot(source: Path, target: Path) -> None:
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with closing(database.open_for_listing(source)) as reader, closing(database.plain(target)) as copy:
         reader.conn.backup(copy)
+        if (found := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise BackupError(f"{source}: {found}. Remedy: stop the relay and restore an earlier backup.")
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, whole by itself
 
 
@@ -81,12 +85,12 @@ def _copy_bytes(config: Config, partial: Path) -> list[str]:
     ends: dict[str, int] = {}
     missing = []
     with closing(database.open_for_listing(partial / "relay.db")) as reader:
-        for key in retention.needed(reader):
-            kind, first, *rest = key.split("/")
+        for row in {row.key: row for row in audit.needed(reader)}.values():  # a resend shares its bytes
+            kind, first, *rest = row.key.split("/")
             if kind == "s":
                 ends[first] = max(ends.get(first, 0), sum(map(int, rest)))
-            elif not _copy(spool / "files" / first / rest[0], copied / "files" / first / rest[0]):
-                missing.append(key)
+            elif not _copy(spool / "files" / first / rest[0], copied / "files" / first / rest[0], row.size):
+                missing.append(row.key)
     for segment, end in ends.items():
         if not _copy(spool / "segments" / segment, copied / "segments" / segment, end):
             missing.append(f"s/{segment}")

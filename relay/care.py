@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from relay import clock, ged, log
+from relay import clock, ged, log, outgoing
 from relay.body import decoded
 from relay.commit import Writer
 from relay.config import Config
@@ -97,26 +97,28 @@ def _nowhere(chunk: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """A row whose bytes are not there, not whole, or not what it says."""
+    """A row whose bytes are not there, not whole, or not what it says. `sure` is false where they cannot be read now."""
 
     row: Needed
     found: str
+    sure: bool
 
 
 def rows_without_bytes(db: Store, spool: Spool) -> Iterator[Bare]:
     """Each is asked again before it is told: a run may have purged it meanwhile, rows first."""
-    suspects = [Bare(row, found) for row in audit.needed(db) if (found := _missing(spool, row))]
+    suspects = [bare for row in audit.needed(db) if (bare := _bare(spool, row))]
     for bare in suspects:  # after the statement, which saw one instant
         if audit.still_needed(db, bare.row):
             yield bare
 
 
-def _missing(spool: Spool, row: Needed) -> str:
+def _bare(spool: Spool, row: Needed) -> Bare | None:
     try:
         with spool.open(row.key) as body:
-            return "" if body.size == row.size else f"{row.key}: {row.size} → {body.size}"
+            return None if body.size == row.size else Bare(row, f"{row.key}: {row.size} → {body.size}", sure=True)
     except SpoolError as error:
-        return str(error)
+        cause = error.__cause__
+        return Bare(row, str(error), sure=not isinstance(cause, OSError) or cause.errno in outgoing.GONE)
 
 
 def altered_documents(db: Store, spool: Spool) -> Iterator[Problem]:

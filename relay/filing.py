@@ -21,13 +21,14 @@ from relay.mime import decoded
 from relay.outgoing import unreadable
 from relay.spool import Spool, SpoolError
 from relay.store import delivery, directory, filings
+from relay.store.database import Anchor
 from relay.store.delivery import Claimed, Pace, Result
 from rules import filing
 from rules.lifecycle import Change
 from rules.replies import Reason
 from rules.ruleset import RuleSet
 
-Outcome = ged.Filed | ged.Damaged | ged.GedAway | SpoolError | OSError
+Outcome = ged.Filed | ged.Damaged | ged.GedAway | Exception
 
 RETRY_EVERY = timedelta(minutes=1)
 AFTER_TROUBLE = 10.0  # seconds before the work is taken up again
@@ -46,6 +47,7 @@ class Filing:
         self._db = db  # for reading
         self._tree = ged.Tree(config.ged.root)
         self._pace = Pace(RETRY_EVERY, config.relay.warn_after)
+        self._anchor = Anchor(config.database)
         self._wakeup = asyncio.Event()
         self._left: deque[tuple[ged.Tree, ged.Filed]] = deque(maxlen=LEFT)
         self._pass = 0  # counts down: the claims of runs count up
@@ -99,6 +101,7 @@ class Filing:
 
     async def file_due(self) -> int:
         """Files what is due, one batch from each client; how many were tried."""
+        self._anchor.confirm()
         if self._left:
             await asyncio.to_thread(self._forget_left)
         self._pass -= 1
@@ -176,6 +179,9 @@ class Filing:
                 )
         except (SpoolError, OSError) as error:  # the tree's own are an outcome: this is the spool's
             return error
+        except Exception as error:  # of this document alone: whoever is behind it does not wait
+            log.trouble(taken.id, error)
+            return error
 
     def _result(self, outcome: Outcome, folder: str, now: datetime) -> Result:
         match outcome:
@@ -186,8 +192,10 @@ class Filing:
                 return Result(Change.DEFER, reply=why, reason=Reason("ged-away", {"at": at}))
             case ged.Damaged():
                 return Result(Change.FAIL, reply=str(outcome), reason=Reason("bytes-missing"))
-            case _:
+            case SpoolError() | OSError():
                 return unreadable(outcome)
+            case _:
+                return Result(Change.DEFER, reply=type(outcome).__name__, warn=1)
 
     def _record(self, db: Database, taken: Claimed, result: Result, *, document: str, now: datetime) -> bool:
         recorded = delivery.record(db, taken, result, run=self._pass, now=now, pace=self._pace)

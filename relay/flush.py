@@ -23,6 +23,7 @@ from relay.send import Sender
 from relay.sign import Signer
 from relay.spool import Spool
 from relay.store import delivery
+from relay.store.database import Anchor
 from rules import lifecycle
 from rules.replies import Reason, history
 from rules.ruleset import RuleSet
@@ -114,6 +115,7 @@ class Clockwork:
 
     def __init__(self, means: Means) -> None:
         self._means = means
+        self._anchor = Anchor(means.config.database)
 
     @property
     def _every(self) -> timedelta:
@@ -144,6 +146,7 @@ class Clockwork:
 
     async def _try(self, horizon: datetime) -> None:
         try:
+            self._anchor.confirm()
             with lock(self._means.config.relay.data):
                 await run(self._means, horizon)
         except RunUnderWay:

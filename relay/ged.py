@@ -273,6 +273,15 @@ def _closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def _closed_on_failure(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def _descend(fd: int, path: str) -> int:
     """A new descriptor for the folder `path` below `fd`; no component may be a symbolic link."""
     with _reaching():
@@ -464,7 +473,8 @@ def _made(top: int, folders: Sequence[str]) -> Iterator[tuple[int, str]]:
         with _closing(fd), _reaching():
             above = fd
             fd, name = _find_or_make(above, _component(folder))
-            _keep_name(fd, above)
+            with _closed_on_failure(fd):
+                _keep_name(fd, above)
         place = _join(place, name)
     with _closing(fd):
         yield fd, place
@@ -490,8 +500,9 @@ def _make(fd: int, name: str) -> int:
         made = False  # another filing was faster
     os.fsync(fd)
     new = os.open(name, _FOLDER, dir_fd=fd)
-    if made:
-        _share(new, fd)
+    with _closed_on_failure(new):
+        if made:
+            _share(new, fd)
     return new
 
 
@@ -518,9 +529,15 @@ def _share(fd: int, above: int) -> None:
             os.fchown(fd, -1, folder.st_gid)
     least, most = (0o700, 0o777) if stat.S_ISDIR(new.st_mode) else (0o600, 0o666)
     mode = (stat.S_IMODE(new.st_mode) & ~0o777) | (folder.st_mode & most) | least
+    if mode & stat.S_ISGID and not _may_keep_group(fd):
+        return  # chmod(2) would take the bit away, and with it the group of all that is made below
     if mode != stat.S_IMODE(new.st_mode) and not _has_default_acl(above):
         with suppress(OSError):  # a share that has no modes
             os.fchmod(fd, mode)
+
+
+def _may_keep_group(fd: int) -> bool:
+    return os.geteuid() == 0 or os.fstat(fd).st_gid in {os.getegid(), *os.getgroups()}
 
 
 def _has_default_acl(folder: int) -> bool:

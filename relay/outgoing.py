@@ -21,7 +21,7 @@ from rules.lifecycle import Change
 from rules.replies import Reason
 
 MAX_HEADER = 256 * 1024
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def unreadable(error: SpoolError | OSError | EOFError) -> Result:
     does not answer) it may grant later.
     """
     cause = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(cause, OSError) and cause.errno not in _GONE:
+    if isinstance(cause, OSError) and cause.errno not in GONE:
         return Result(Change.DEFER, reply=f"spool: {cause.strerror}", warn=1)
     return Result(Change.FAIL, reply=str(error), reason=Reason("bytes-missing"))
 

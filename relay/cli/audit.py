@@ -79,7 +79,7 @@ def findings(config: Config, ruleset: RuleSet, db: Any, orders: Orders) -> Itera
             yield _finding(problem.code, problem.what, problem.detail, done)
             count += 1
         for bare in care.rows_without_bytes(db, spool):
-            yield _finding("bytes", f"{bare.row.table} {bare.row.id}", bare.found, mends.bare(bare.row))
+            yield _finding("bytes", f"{bare.row.table} {bare.row.id}", bare.found, mends.bare(bare))
             count += 1
         age = time.time() - began if alone and runs else care.YOUNG
         for key in care.files_without_row(db, data, older_than=age):
@@ -131,15 +131,17 @@ class _Mends:
     alone: bool
     runs: bool
 
-    def bare(self, row: Any) -> str:
+    def bare(self, bare: Any) -> str:
         from relay.store import audit
         from relay.store.database import transaction
 
-        if not (self.orders.mend and self.runs):
+        if not (self.orders.mend and self.runs and bare.sure):
             return ""
         at, why = clock.stamp(clock.now()), self.orders.why
         with transaction(self.db):
-            failed = audit.fail_without_bytes(self.db, row, at=at, actor=actor(), why=why)
+            failed = audit.fail_without_bytes(self.db, bare.row, at=at, actor=actor(), why=why)
+            if not failed and audit.forget_missing(self.db, bare.row, at=at, actor=actor()):
+                return t("plus demandé", "no longer asked for")
         return t(f"abandonné : {' '.join(failed)}", f"given up: {' '.join(failed)}") if failed else ""
 
     def file(self, key: str) -> str:

@@ -52,13 +52,22 @@ def backup(ctx: click.Context, target: Path, as_json: bool) -> None:
     with changing(config), between_runs(config):
         try:
             made = make(config, target)
-        except (BackupError, OSError) as error:
+        except BackupError as error:
             raise fail(str(error), 1) from None
+        except OSError as error:
+            raise fail(f"{error}. {_place(data_of=config.relay.data)}", 1) from None
     row = {"backup": str(made.folder), "files": made.files, "size": made.size, "missing": len(made.missing)}
     emit([row], ("backup", "files", "size", "missing"), as_json=as_json)
     if made.missing:
         told = t(f"contenus absents du stockage : {len(made.missing)}", f"bodies not in the spool: {len(made.missing)}")
         raise fail(f"{told}. welyb-relay check --store", 1)
+
+
+def _place(*, data_of: Path) -> str:
+    return t(
+        f"Remède : un dossier que le propriétaire de {data_of} peut lire et écrire",
+        f"Remedy: a folder that the owner of {data_of} may read and write",
+    )
 
 
 @click.command(
@@ -83,8 +92,10 @@ def restore(ctx: click.Context, source: Path, reason: str, as_json: bool) -> Non
         take_identity(data)
         with alone(data):
             held = put_back(config, source, actor=actor(), why=reason)
-    except (BackupError, StoreError, OSError) as error:
+    except (BackupError, StoreError) as error:
         raise fail(str(error), 1) from None
+    except OSError as error:
+        raise fail(f"{error}. {_place(data_of=data)}", 1) from None
     emit(({"id": id_, "state": "held", "reason_code": "restored"} for id_ in held), ("id", "state"), as_json=as_json)
     told = t(
         f"{len(held)} envois retenus : vérifiez chacun, puis queue release ou queue drop",
@@ -116,6 +127,8 @@ def erase(ctx: click.Context, client: str, sender: str, reason: str, yes: bool) 
     config = settings(ctx)
     asked = erasure.Asked(client, sender)
     with changing(config) as db, between_runs(config):
+        if erasure.unfinished(db):  # one that was cut short
+            care.erase_bytes(db, config.relay.data)
         found = erasure.scope(db, asked)
         _refuse(db, asked, found)
         confirm(found.size, t("effacer", "erase"), yes)

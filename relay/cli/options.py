@@ -69,7 +69,7 @@ def changing(settings_: config.Config) -> Iterator[Any]:
 
 @contextmanager
 def _opened(settings_: config.Config, open_: Callable[[Path], Any]) -> Iterator[Any]:
-    from relay.store.database import NoStore, StoreError
+    from relay.store.database import Damaged, NoStore, StoreError
 
     try:
         db = open_(settings_.database)
@@ -77,10 +77,12 @@ def _opened(settings_: config.Config, open_: Callable[[Path], Any]) -> Iterator[
         raise fail(str(error), 3 if isinstance(error, NoStore) else 1) from None
     try:
         yield db
-    except (
-        UnicodeEncodeError,
-        OverflowError,
-    ) as error:  # of an argument: bytes that are no UTF-8, a number of 20 digits
+    except Damaged as error:
+        if type(error) is not Damaged:  # locked, or no room: other troubles are of its subclasses
+            raise
+        remedy = t("arrêtez le relais et restaurez une sauvegarde", "stop the relay and restore a backup")
+        raise fail(f"{settings_.database}: {error}. Remedy: {remedy}", 1) from None
+    except (UnicodeEncodeError, OverflowError) as error:  # an argument that is no UTF-8, a number of 20 digits
         raise fail(t(f"argument inutilisable : {error}", f"unusable argument: {error}"), 2) from None
     finally:
         db.close()

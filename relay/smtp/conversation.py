@@ -233,7 +233,13 @@ class Conversation(SMTP):
         if now < self._deadline and not (self._data_deadline and now >= self._data_deadline):
             self._arm()
         else:
-            self.say(replies.TIMEOUT)
+            self.give_up(replies.TIMEOUT)
+
+    def give_up(self, reply: Reply) -> None:
+        """Ends the session, at once where the peer does not read: it would keep its descriptor for ever."""
+        self.say(reply)
+        if self.transport is not None and self.transport.get_write_buffer_size():  # type: ignore[attr-defined]
+            self.transport.abort()  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=512)

@@ -155,7 +155,7 @@ class Listener:
             return False
         longest = min(silent, key=silent.__getitem__)
         self.closed(longest)
-        longest.say(replies.TOO_MANY_CONNECTIONS)
+        longest.give_up(replies.TOO_MANY_CONNECTIONS)
         return True
 
     def closed(self, session: Session) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
-from relay.store.database import Store, one, rows
+from relay.store.database import Store, marks, one, rows
 from relay.store.delivery import COUNTS, revive_twins
 from relay.store.erasure import unfinished
 from relay.store.events import Event, write
 from relay.store.intake import reason_facts, reason_text
+from rules.lifecycle import ALIVE, State
 from rules.replies import Reason
 
 OURS = frozenset({"postmaster", "dsn", "warning"})  # routes that are no rule's
@@ -108,3 +109,19 @@ def fail_without_bytes(db: Database, item: Needed, *, at: str, actor: str, why: 
     for (delivery,) in found:
         revive_twins(db, delivery, at, actor)
     return [str(row[0]) for row in found]
+
+
+def forget_missing(db: Database, item: Needed, *, at: str, actor: str) -> bool:
+    """Bytes that are gone and that nothing can be asked of any more count as purged. In a transaction."""
+    column = "message" if item.table == "message" else "id"
+    wanted = (*ALIVE, State.FAILED, State.REFUSED)  # what a run sends, or the postmaster may try again
+    sql = f"SELECT 1 FROM delivery WHERE {column} = ? AND state IN ({marks(wanted)})"
+    if one(db, sql, (item.id, *wanted)) is not None:
+        return False
+    if item.table == "message":
+        db.conn.execute("UPDATE message SET purged_at = ? WHERE id = ?", (at, item.id))
+        write(db, at, actor, [Event("purged", message=item.id)])
+    else:
+        db.conn.execute("UPDATE delivery SET spool = '' WHERE id = ?", (item.id,))
+        write(db, at, actor, [Event("purged", delivery=item.id)])
+    return True

@@ -28,6 +28,7 @@ PRAGMAS = (
     "foreign_keys=ON",
     "cache_size=-32000",
     "temp_store=MEMORY",
+    "secure_delete=FAST",  # a row that changes leaves no copy in its page, which an erasure could not reach
     f"wal_autocheckpoint={CHECKPOINT}",
     f"journal_size_limit={2 * CHECKPOINT * 4096}",
 )
@@ -192,6 +193,31 @@ def _migrate(db: "Database") -> None:
             if not migrations.pending(db):
                 return
     migrations.apply(db)
+
+
+class Anchor:
+    """The store's files as they are now: SQLite goes on writing into files that lost their names, and never says so."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = {file: found for file in (str(path), f"{path}-wal") if (found := _identity(file))}
+
+    def confirm(self) -> None:
+        """Raises StoreError unless what is written now is where the next start will look for it."""
+        for file, identity in self._files.items():
+            if _identity(file) != identity:
+                raise StoreError(
+                    f"{file}: moved, removed or replaced while the relay serves; mail is answered 451, nothing leaves. "
+                    "Remedy: stop the relay, put the file back or restore the backup, start it."
+                )
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    """Device and inode of the file that has this name now."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_busy(error: BaseException) -> bool:

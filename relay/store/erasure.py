@@ -66,14 +66,37 @@ def _of_sender(db: Database, sender: str) -> Scope:
 
 
 def _of_client(db: Database, client: str) -> Scope:
-    deliveries = _ids(db, "SELECT id FROM delivery WHERE client = ?", client)
-    named = "SELECT DISTINCT message FROM delivery d WHERE client = ? AND message IS NOT NULL AND NOT EXISTS ("
-    others = "SELECT 1 FROM delivery o WHERE o.message = d.message AND o.client <> d.client)"
-    messages = _ids(db, named + others, client)
+    deliveries = tuple(str(row[0]) for row in rows(db, _OF_CLIENT, {"client": client}))
+    mine = set(deliveries)
+    messages = tuple(
+        message
+        for message in _of(
+            db, "SELECT DISTINCT message FROM delivery WHERE id IN ({}) AND message IS NOT NULL", deliveries
+        )
+        if mine.issuperset(_ids(db, "SELECT id FROM delivery WHERE message = ?", message))
+    )
     links = tuple(int(row[0]) for row in rows(db, "SELECT id FROM connection WHERE client = ?", (client,)))
-    typed = f"%+{client.replace('_', '~_')}@%"
-    refusals = _ids(db, "SELECT id FROM refusal WHERE recipients LIKE ? ESCAPE '~'", typed)
+    refusals = tuple(id_ for id_, typed in _refusals(db, client) if all(_is_of(client, one_) for one_ in typed))
     return _scope(db, messages, deliveries, refusals, links)
+
+
+# What bears its name, and what went to a collector that was its alone before or after a connection stood.
+_OF_CLIENT = """
+SELECT id FROM delivery WHERE client = :client
+UNION SELECT d.id FROM connection c JOIN delivery d ON d.target = c.collector_address AND d.client = ''
+  WHERE c.client = :client AND NOT EXISTS
+  (SELECT 1 FROM connection x WHERE x.collector_address = c.collector_address AND x.client <> c.client)"""
+
+
+def _refusals(db: Database, client: str) -> list[tuple[str, list[str]]]:
+    """Those that name the client, each with all its recipients as they were typed."""
+    typed = f"%+{client.replace('_', '~_')}@%"
+    found = rows(db, "SELECT id, recipients FROM refusal WHERE recipients LIKE ? ESCAPE '~'", (typed,))
+    return [(str(id_), [str(one_) for one_ in json.loads(recipients)]) for id_, recipients in found]
+
+
+def _is_of(client: str, typed: str) -> bool:
+    return f"+{client}@" in typed.lower()
 
 
 def _scope(
@@ -83,6 +106,8 @@ def _scope(
     refusals: Sequence[str],
     links: Sequence[int],
 ) -> Scope:
+    told = "SELECT detail ->> 'by' FROM event WHERE event = 'notified' AND delivery IN ({})"  # the reports to a sender
+    deliveries = (*deliveries, *_of(db, told, deliveries))
     documents = _of(db, "SELECT id FROM document WHERE message IN ({})", messages)
     own = "SELECT d.id FROM delivery_document l JOIN document d ON d.id = l.document WHERE d.message IS NULL AND l.delivery"
     documents = (*documents, *_of(db, own + " IN ({})", deliveries))
@@ -115,6 +140,9 @@ def erase(db: Database, asked: Asked, *, at: str, actor: str, why: str) -> Scope
     _erase_deliveries(db, found, of_client=asked.client)
     _each(db, "UPDATE document SET name = 'erased', path = '' WHERE id = ?", found.documents)
     _each(db, "DELETE FROM refusal WHERE id = ?", found.refusals)
+    for id_, typed in _refusals(db, asked.client) if asked.client else ():  # others were named beside it
+        left = encode([GONE if _is_of(asked.client, one_) else one_ for one_ in typed])
+        db.conn.execute("UPDATE refusal SET recipients = ? WHERE id = ?", (left, id_))
     _erase_connections(db, found.connections)
     _erase_details(db, found, asked.client)
     set_meta(db, UNFINISHED, encode([*unfinished(db), *keys]))
@@ -175,11 +203,16 @@ def _erase_deliveries(db: Database, found: Scope, *, of_client: str) -> None:
     _each(db, sql, found.deliveries)
     if of_client:
         sql = """UPDATE delivery SET client = '', connection = NULL,
-          target = CASE kind WHEN 'send' THEN 'erased@' || domain ELSE 'erased' END WHERE id = ?"""
+          target = CASE kind WHEN 'send' THEN 'erased@invalid' ELSE 'erased' END WHERE id = ?"""
         _each(db, sql, found.deliveries)
         _each(db, "UPDATE delivery_document SET target = 'erased' WHERE delivery = ?", found.deliveries)
     else:
         _each(db, "UPDATE delivery SET target = 'erased' WHERE kind = 'file' AND id = ?", found.deliveries)
+    _each(
+        db,
+        "UPDATE delivery SET target = 'erased@invalid', domain = '' WHERE route = 'dsn' AND id = ?",
+        found.deliveries,
+    )
 
 
 def _erase_connections(db: Database, links: Sequence[int]) -> None:

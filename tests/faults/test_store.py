@@ -156,7 +156,9 @@ def test_a_store_that_vanishes_takes_no_mail_with_it(
     else:
         shutil.copy(file, aside)
         aside.rename(file)
+    assert post(relay, letter(SALES), SALES).code == 451
     assert [post(relay, letter()).code for _ in range(4)] == [451] * 4
+    assert not list(relay.ged.rglob("*.pdf")), "what its sender keeps is not filed"
     told = relay.program.err.read_text()
     assert f"{lost}: moved, removed or replaced while the relay serves" in told and "Remedy" in told
 

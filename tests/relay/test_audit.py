@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from relay import clock
+from relay import care, clock
 from relay.cli import cli
+from relay.spool import Spool
 from relay.store import audit, erasure, retention
 from relay.store.database import LostStore, StoreError, open_existing, open_for_listing, open_for_writing
-from relay.store.restore import Restored, doubt, hold_all
 from tests.support import documents as made
 from tests.support.clients import mail
 from tests.support.inside import Inside, inside
@@ -158,6 +159,34 @@ def test_a_damaged_store_is_told(tmp_path: Path) -> None:
     assert found(site) == ["damaged relay.db"]
 
 
+def test_bytes_that_cannot_be_read_now_are_told_and_nothing_is_given_up(site: Inside) -> None:
+    take(site, size=BIG)
+    spool, opened = Spool.existing(site.data / "spool"), []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(open_for_writing(site.data / "relay.db")) as db:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            with pytest.raises(OSError, match="Too many"):
+                while True:
+                    opened.append(os.open(os.devnull, os.O_RDONLY))
+            (bare,) = care.rows_without_bytes(db, spool)
+        finally:
+            for fd in opened:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not bare.sure
+        assert list(care.rows_without_bytes(db, spool)) == []
+
+
+def test_bytes_that_nobody_can_ask_for_any_more_are_forgotten(site: Inside) -> None:
+    message = take(site, size=BIG)
+    site.file()
+    site.spooled()[0].unlink()
+    assert found(site, "--mend") == [f"bytes message {message}"]
+    assert found(site) == []
+    assert site.column("SELECT state FROM delivery") == ["filed"]
+
+
 def test_a_row_purged_meanwhile_is_no_finding(site: Inside) -> None:
     message = take(site, size=BIG)
     with closing(open_for_writing(site.data / "relay.db")) as db:
@@ -212,20 +241,22 @@ def test_a_store_of_a_newer_release_is_refused(lost: Path) -> None:
             opener(lost)
 
 
-# --- after a restoration ----------------------------------------------------------------------------------------------
+# --- backup -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_deposit_is_in_doubt_until_a_run_has_looked(site: Inside) -> None:
-    at = clock.now()
-    before, after = (int((at + timedelta(seconds=s)).timestamp() * 1e9) for s in (-60, 60))
-    with closing(open_for_writing(site.data / "relay.db")) as db:
-        assert doubt(db, before, "") is None
-        site.do(lambda db_: hold_all(db_, Restored("2026-11-24T10:00:00.000Z", clock.stamp(at), "root", "", "b")))
-        assert doubt(db, after, "")
-        later = clock.stamp(at + timedelta(minutes=1))
-        site.change("INSERT INTO run (started_at, finished_at) VALUES (?, ?)", later, later)
-        assert doubt(db, after, "") is None
-        assert doubt(db, before, "")
+def test_a_backup_tells_what_it_could_not_take_whole(site: Inside, tmp_path: Path) -> None:
+    take(site, size=BIG)
+    os.truncate(site.spooled()[0], 1000)
+    done = command(site, "backup", str(tmp_path / "copy"), "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout.splitlines()[0])["missing"] == 1
+
+
+@pytest.mark.parametrize("target", [".", "/", "", "nowhere/copy"])
+def test_a_backup_needs_a_place(site: Inside, target: str) -> None:
+    done = command(site, "backup", target)
+    assert done.exit_code == 1
+    assert "Rem" in done.output or "Rem" in done.stderr
 
 
 # --- retention --------------------------------------------------------------------------------------------------------
@@ -303,15 +334,66 @@ def test_a_client_is_erased_without_its_neighbour(tmp_path: Path) -> None:
         assert site.column("SELECT target FROM delivery WHERE client = ''") == ["erased", "erased"]
         assert site.column("SELECT name FROM document ORDER BY id") == ["erased", "commune.pdf"]
         assert found(site) == []
+        for erased in site.column("SELECT id FROM delivery WHERE client = ''"):
+            assert command(site, "queue", "resend", erased, "--reason", "encore").exit_code == 1, "to nobody"
+        site.change("UPDATE delivery SET state = 'failed' WHERE client = ''")
+        for erased in site.column("SELECT id FROM delivery WHERE client = ''"):
+            assert command(site, "queue", "retry", erased, "--reason", "encore").exit_code == 1
 
 
-def test_an_erasure_cut_short_is_told_and_finished(site: Inside) -> None:
+def test_a_refusal_that_names_others_too_stays_theirs(tmp_path: Path) -> None:
+    with inside(tmp_path, clients=("Dupont", "Voisin")) as site:
+        zipped = mail(WHO, VENTES, ("a.zip", "application/zip", made.zip_of({"a.pdf": b"x"})))
+        site.take(zipped, VENTES, "ventes+voisin@welyb.fr", sender=WHO)
+        take(site)
+        site.file()
+        assert command(site, "erase", "--client", "dupont", "--reason", "fin", "--yes").exit_code == 0
+        (left,) = site.column("SELECT recipients FROM refusal")
+        assert json.loads(left) == ["erased", "ventes+voisin@welyb.fr"]
+
+
+def test_what_went_to_its_collector_before_it_was_connected_is_erased_too(site: Inside) -> None:
+    take(site, "secret-un", to="meg+dupont@welyb.fr")
+    site.change("UPDATE delivery SET state = 'sent'")
+    (site.data.parent / "ged/Dupont/Achats").mkdir(exist_ok=True)
+    words = ("--application", "meg", "--client", "dupont", "--folder", "Achats", "--address", "meg+dupont@welyb.fr")
+    assert command(site, "connections", "add", *words, "--reason", "x").exit_code == 0
+    assert command(site, "connections", "remove", "1", "--reason", "x", "--yes").exit_code == 0
+    assert command(site, "erase", "--client", "dupont", "--reason", "fin", "--yes").exit_code == 0
+    assert b"secret-un" not in everything(site)
+    assert site.column("SELECT target FROM delivery") == ["erased@invalid"]
+
+
+def test_reports_to_a_sender_are_erased_with_it(site: Inside) -> None:
+    message = take(site, sender=WHO)
+    site.change("UPDATE delivery SET state = 'failed'")
+    at = clock.stamp(clock.now())
+    site.change(
+        """INSERT INTO delivery (id, kind, route, recipient, target, domain, state, created_at, due_at, expires_at)
+        VALUES ('n1-1', 'send', 'dsn', '', ?, 'fournisseur.fr', 'waiting', ?, ?, ?)""",
+        *(WHO, at, at, at),
+    )
+    site.change(
+        "INSERT INTO event (at, actor, event, message, delivery, detail) VALUES (?, 'run', 'notified', ?, ?, ?)",
+        *(at, message, f"{message}-1", '{"by": "n1-1"}'),
+    )
+    assert command(site, "erase", "--sender", WHO, "--reason", "demande", "--yes").exit_code == 1, "it is on its way"
+    site.change("UPDATE delivery SET state = 'sent' WHERE id = 'n1-1'")
+    assert command(site, "erase", "--sender", WHO, "--reason", "demande", "--yes").exit_code == 0
+    assert WHO.encode() not in everything(site)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["asked-again", "mended"])
+def test_an_erasure_cut_short_is_told_and_finished(site: Inside, again: bool) -> None:
     take(site, "secret-un", sender=WHO)
     site.file()
     asked = erasure.Asked(sender=WHO)
     site.do(lambda db: erasure.erase(db, asked, at=clock.stamp(clock.now()), actor="root", why="demande"))
     assert found(site) == ["erasing spool"]
-    assert found(site, "--mend") == ["erasing spool"]
+    if again:
+        assert command(site, "erase", "--sender", WHO, "--reason", "encore", "--yes").exit_code == 1, "nothing is left"
+    else:
+        assert found(site, "--mend") == ["erasing spool"]
     assert found(site) == []
     (segment,) = (site.data / "spool/segments").iterdir()
     assert set(segment.read_bytes()) == {0}

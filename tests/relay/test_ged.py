@@ -3,6 +3,7 @@
 Long because each of those ways is a story of its own.
 """
 
+import errno
 import hashlib
 import os
 import resource
@@ -591,6 +592,24 @@ def test_a_failure_of_the_spool_is_not_taken_for_one_of_the_tree(ged: Path) -> N
     with pytest.raises(FileNotFoundError, match="the spool"):
         Tree(ged).file_document(VENTES, "x.pdf", delivery="d", chunks=chunks(), sha256=sha256(PDF))
     assert everything(ged) == {}
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["found", "made"])
+def test_a_folder_that_cannot_be_synced_keeps_no_descriptor(
+    ged: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    if there:
+        (ged / "Ventes").mkdir()
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        answer = Tree(ged).file_document(("Ventes",), "x.pdf", delivery=f"d{number}", chunks=[PDF], sha256=sha256(PDF))
+        assert isinstance(answer, GedAway)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_full_disk_leaves_nothing_behind(ged: Path) -> None:

@@ -6,6 +6,7 @@ Long because every way a conversation can end is here.
 
 import asyncio
 import contextlib
+import os
 import queue
 import socket
 import ssl
@@ -216,6 +217,22 @@ def test_the_server_holds_so_many_connections_in_all(door: Door, monkeypatch: py
     monkeypatch.setattr(listening, "MAX_CONNECTIONS", 1)
     with greeted(door), Dialogue(door.port, source="127.0.0.2") as other:
         assert other.greeting.code == 421
+
+
+def test_whoever_gives_way_gives_its_descriptor_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that never reads cannot be told: it is cut, or it would stay open and be counted no more."""
+    monkeypatch.setattr(listening, "MAX_CONNECTIONS", 3)
+    with contextlib.ExitStack() as stuck:
+        for _ in range(3):
+            dialogue = stuck.enter_context(greeted(door))
+            dialogue.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    dialogue.socket.send(b"HELP\r\n" * 1000)
+        before = len(os.listdir("/proc/self/fd"))
+        with Dialogue(door.port, source="127.0.0.2") as other:
+            assert other.greeting.code == 220
+            eventually(lambda: len(os.listdir("/proc/self/fd")) == before + 1)  # both ends of the new one, less one
 
 
 def test_the_101st_recipient_is_for_another_mail(door: Door) -> None:

@@ -6,6 +6,7 @@ Whatever the umask of whoever starts us.
 import os
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,25 @@ def test_the_group_is_the_folders(tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
     place = file(tmp_path, "Ventes")
     assert (place.stat().st_gid, place.parent.stat().st_gid) == (8, 8)
+
+
+@pytest.mark.debian("root")
+def test_the_group_goes_on_where_we_are_not_of_it() -> None:
+    """chmod(2) takes setgid from whoever is not of the group: the folders below would fall to a group of ours."""
+    with tempfile.TemporaryDirectory() as above:
+        root = Path(above) / "client"
+        root.mkdir()
+        os.chmod(above, 0o755)
+        os.chown(root, 65534, 8)
+        root.chmod(0o2770)
+        if not (child := os.fork()):
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            file(root, "Ventes", "2026")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert {path.stat().st_gid for path in root.rglob("*")} == {8}
 
 
 def test_a_default_acl_has_the_last_word(tmp_path: Path, mask: int) -> None:
