@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -46,26 +46,31 @@ async def mend(spool: Spool, db: Database) -> None:
         log.recovered(0, len(orphans))
 
 
-async def after_run(config: Config, db: Database, *, spool: Spool, writer: Writer, deadline: datetime) -> None:
-    """What a run leaves time for."""
-    await _purge(config, db, spool, writer)
-    if clock.now() < deadline:
+async def after_run(config: Config, db: Database, *, spool: Spool, writer: Writer, until: datetime) -> None:
+    """What a run leaves time for: with the lock held past `until`, the next one would not take place."""
+    await _purge(config, db, spool=spool, writer=writer, until=until)
+    if clock.now() + timedelta(seconds=HASHING) < until:
         await _hash_baseline(config, db, writer)
 
 
-async def _purge(config: Config, db: Database, spool: Spool, writer: Writer) -> None:
+async def _purge(config: Config, db: Database, *, spool: Spool, writer: Writer, until: datetime) -> None:
     """Rows first, then bytes: a crash between the two leaves a file that the next start removes."""
     before = clock.stamp(clock.now() - config.relay.keep_bodies)
     at = clock.stamp(clock.now())
-    while keys := await writer.write(lambda db_, _: retention.forget_bodies(db_, before, at, PURGED_AT_ONCE)):
-        for key in keys:
-            await asyncio.to_thread(spool.remove, key)
-        if len(keys) < PURGED_AT_ONCE:
+    while clock.now() < until:
+        keys = await writer.write(lambda db_, _: retention.forget_bodies(db_, before, at, PURGED_AT_ONCE))
+        await asyncio.to_thread(_remove, spool, keys)
+        if not keys:
             break
     for segment in spool.segments(older_than=config.relay.keep_bodies.total_seconds()):
-        if retention.is_segment_free(db, segment):
+        if clock.now() < until and retention.is_segment_free(db, segment):
             await asyncio.to_thread(spool.remove_segment, segment)
     await asyncio.to_thread(spool.remove_empty_days)
+
+
+def _remove(spool: Spool, keys: Sequence[str]) -> None:
+    for key in keys:
+        spool.remove(key)
 
 
 async def _hash_baseline(config: Config, db: Database, writer: Writer) -> None:

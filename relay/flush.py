@@ -29,6 +29,7 @@ from rules.replies import Reason, history
 from rules.ruleset import RuleSet
 
 TIME_SHARE = 0.9  # of the interval: a run ends before the next begins
+CARE_SHARE = 0.97  # what is left of it for purging, which the next run may go on with
 
 
 class RunUnderWay(RuntimeError):
@@ -87,7 +88,8 @@ async def run(means: Means, horizon: datetime) -> int:
     finished = clock.stamp(clock.now())
     await writer.write(lambda db, _: delivery.finish_run(db, number, counts, finished))
     log.run_finished(number, counts)
-    await care.after_run(config, means.db, spool=means.spool, writer=writer, deadline=deadline)
+    until = started + CARE_SHARE * config.run.every
+    await care.after_run(config, means.db, spool=means.spool, writer=writer, until=until)
     return number
 
 

@@ -275,6 +275,17 @@ def test_bodies_go_after_their_retention_and_history_stays(site: Inside) -> None
     assert site.rows("SELECT name, size > 0 FROM document WHERE message = ?", old) == [("facture.pdf", 1)]
 
 
+def test_purging_gives_way_to_the_next_run(site: Inside) -> None:
+    """The run lock is held meanwhile: bytes go in the time that is left, the rest after the next run."""
+    take(site, size=BIG)
+    site.file()
+    site.change("UPDATE message SET received_at = '2020'")
+    site.care(-1)
+    assert len(site.spooled()) == 1
+    site.care(60)
+    assert site.spooled() == []
+
+
 # --- erasure ----------------------------------------------------------------------------------------------------------
 
 WHO = "jeanne.martin@fournisseur.fr"

@@ -7,11 +7,13 @@ tell: an envelope, then bytes.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
+from relay import care, clock
 from relay import config as configuration
 from relay.accept import Envelope, Intake
 from relay.daemon import list_clients_of, means
@@ -68,6 +70,11 @@ class Inside:
     def file(self) -> int:
         """One pass of the filing worker; how many deliveries it tried."""
         return self._run(self.filing.file_due())
+
+    def care(self, seconds: float) -> None:
+        """What follows a run that leaves so many seconds for it."""
+        tools, until = self.tools, clock.now() + timedelta(seconds=seconds)
+        self._run(care.after_run(tools.config, self._db, spool=tools.spool, writer=tools.writer, until=until))
 
     def change(self, sql: str, *values: object) -> None:
         """What time would have changed."""
