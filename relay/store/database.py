@@ -23,6 +23,7 @@ SCHEMA = 1  # the user_version that the last migration leaves
 # In a long queue every mail touches other pages: the more commits a checkpoint gathers, the fewer it writes, in better
 # order, and the fewer syncs of the database wait in somebody's commit. 64 MB of WAL are read in 0.1 s after a crash.
 CHECKPOINT = 16_000  # pages
+READERS_CACHE = 4000  # KiB
 PRAGMAS = (
     "synchronous=FULL",
     "foreign_keys=ON",
@@ -129,8 +130,13 @@ def open_existing(path: Path) -> "Database":
 
 
 def open_for_reading(path: Path) -> "Database":
-    """Read-only, never blocks a writer. Raises NoStore."""
-    return _database(open_for_listing(path).conn)
+    """Read-only, never blocks a writer. Raises NoStore.
+
+    A daemon has four of these for as long as it lives: each with the writer's cache, memory would grow with the store.
+    """
+    db = _database(open_for_listing(path).conn)
+    db.execute(f"PRAGMA cache_size=-{READERS_CACHE}")
+    return db
 
 
 def open_for_listing(path: Path) -> Reader:
