@@ -36,9 +36,9 @@ class RunUnderWay(RuntimeError):
     """Another process holds the run lock."""
 
 
-def lock(data: Path) -> AbstractContextManager[int]:
-    """The run lock, for the life of the block. Raises RunUnderWay at once if somebody holds it."""
-    return held(data / "run.lock", RunUnderWay())
+def lock(data: Path, *, within: float = 0) -> AbstractContextManager[int]:
+    """The run lock, for the life of the block. Raises RunUnderWay if somebody still holds it after `within` seconds."""
+    return held(data / "run.lock", RunUnderWay(), within=within)
 
 
 @dataclass(frozen=True, slots=True)

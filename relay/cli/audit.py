@@ -4,8 +4,6 @@ Knows alone: what may be mended. Refuse goes only while nobody serves; a deliver
 so; nothing else is touched. Exit 1 while anything is found.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -17,6 +15,7 @@ from relay import clock
 from relay.cli.language import t
 from relay.cli.options import actor
 from relay.config import Config
+from relay.lock import held
 from rules.ruleset import RuleSet
 
 MEND = "welyb-relay check --store --mend"
@@ -110,15 +109,14 @@ def _stuck(db: Any, state: str) -> int:
 
 def _take(locks: ExitStack, path: Path) -> bool:
     """Is nobody there? Then nobody comes, either, while the lock is kept."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return False
-    locks.callback(os.close, fd)
-    with suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(_Held, OSError):
+        locks.enter_context(held(path, _Held()))
         return True
     return False
+
+
+class _Held(Exception):
+    """Somebody serves, or runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """`backup`, `restore`, `erase`: the store as a whole, and what the law asks of it."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,16 +21,11 @@ def between_runs(config: Config) -> Iterator[None]:
     """Holds the run lock, waiting a while for a run under way: no bytes are removed meanwhile."""
     from relay import flush
 
-    end = time.monotonic() + WAIT
     with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(flush.lock(config.relay.data))
-                break
-            except flush.RunUnderWay:
-                if time.monotonic() > end:
-                    raise fail(t("un passage est en cours", "a run is under way"), 1) from None
-                time.sleep(0.2)
+        try:
+            stack.enter_context(flush.lock(config.relay.data, within=WAIT))
+        except flush.RunUnderWay:
+            raise fail(t("un passage est en cours", "a run is under way"), 1) from None
         yield
 
 
