@@ -70,6 +70,15 @@ def _gain_nothing() -> None:
     ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
+def _within_reach(config: Config) -> None:
+    """Workers are started by who we are now, which an interpreter in the home of root, say, is closed to."""
+    if config.smtp.processes > 1 and not os.access(sys.executable, os.X_OK):
+        raise StartError(
+            f"{sys.executable}: user {os.getuid()}, who owns {config.relay.data}, cannot run it, and [smtp] processes "
+            "needs that. Remedy: install welyb-relay with a Python that every user can reach, or set processes = 1."
+        )
+
+
 def token_key(data: Path) -> bytes:
     """The secret behind `retours+TOKEN`; made once, by whoever comes first."""
     path = data / "token.key"
@@ -145,6 +154,7 @@ async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callab
     _gain_nothing()
     if os.geteuid() == 0:
         log.as_root()
+    _within_reach(config)
     with _alone(config.relay.data) as alone:
         async with means(config, ruleset) as tools:
             await _serve(tools, shares, alone, reload=reload, welcome=welcome)

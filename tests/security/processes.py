@@ -2,13 +2,18 @@
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.relay import Relay
+import pytest
+
+from tests.support.debian import program
+from tests.support.relay import Relay, command, from_source
 
 
 def status(pid: int) -> dict[str, str]:
@@ -55,6 +60,24 @@ def open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="welyb-relay-test-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
+
+
+def as_user(uid: int) -> list[str]:
+    """What starts a program as that user, with no group but its own."""
+    return [program("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all"]
+
+
+def reachable_by(uid: int) -> list[str]:
+    """The product as that user can run it: an interpreter below /root, say, is out of its reach."""
+    said = ""
+    for product in (command(), from_source(f"/usr/bin/python3.{sys.version_info.minor}")):
+        # Through env: what setpriv itself starts is still opened with root's rights.
+        trial = [*as_user(uid), program("env"), *product, "--version"]
+        done = subprocess.run(trial, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return product
+        said += done.stderr[-200:]
+    pytest.skip(f"a plain user cannot run what is installed here: {said}")
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.processes import everything, open_folder, owners, status, until, workers
+from tests.security.processes import as_user, everything, open_folder, owners, reachable_by, status, until, workers
 from tests.support import documents as made
 from tests.support.clients import Dialogue, mail
 from tests.support.debian import program
 from tests.support.program import free_address, free_port
-from tests.support.relay import Relay, command
+from tests.support.relay import Relay, from_source
 
 pytestmark = pytest.mark.debian("root")
 
@@ -30,10 +30,6 @@ PDF = ("facture.pdf", "application/pdf", made.pdf())
 BIG = ("plan.pdf", "application/pdf", made.pdf_of_size(300_000))
 
 
-def as_user(uid: int) -> list[str]:
-    return [program("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-
-
 @pytest.fixture
 def open_relay(request: pytest.FixtureRequest) -> Iterator[Callable[..., Relay]]:
     """Makes a relay whose files a given user owns, in a folder that anyone can reach."""
@@ -41,10 +37,8 @@ def open_relay(request: pytest.FixtureRequest) -> Iterator[Callable[..., Relay]]
     with open_folder() as folder:
 
         def make(uid: int, settings: dict[str, object], *, under: list[str] | None = None) -> Relay:
-            able = subprocess.run([*as_user(uid), *command(), "--version"], capture_output=True, check=False)
-            if able.returncode != 0:
-                pytest.skip(f"a plain user cannot run what is installed here: {able.stderr.decode()[-200:]}")
-            relay = Relay(folder, {"run": {"settle": "0 s"}, **settings}, under=under or ())
+            settings = {"run": {"settle": "0 s"}, **settings}
+            relay = Relay(folder, settings, under=under or (), product=reachable_by(uid))
             (relay.folder / "var").mkdir(mode=0o700)
             (relay.client("dupont") / "Achats").mkdir()
             for path in everything(relay.folder):
@@ -175,6 +169,19 @@ def test_a_plain_user_is_enough(open_relay: Callable[..., Relay]) -> None:
     assert owners(relay.folder / "var", relay.ged) == {(NOBODY, NOBODY)}
     told = relay.program.err.read_text()
     assert "as-root" not in told and "trouble" not in told
+
+
+def test_a_python_out_of_reach_is_named_before_workers_need_it() -> None:
+    with open_folder() as folder:
+        (folder / "private").mkdir(mode=0o700)
+        python = folder / "private" / "python"
+        python.symlink_to(sys.executable)
+        relay = Relay(folder, {"smtp": {"processes": 2}}, product=from_source(str(python)))
+        (relay.folder / "var").mkdir(mode=0o700)
+        os.chown(relay.folder / "var", NOBODY, NOBODY)
+        done = relay.cli("serve", check=False)
+        assert done.returncode == 1 and not done.stdout
+        assert f"{python}: user {NOBODY}" in done.stderr and "Remedy: install welyb-relay with a Python" in done.stderr
 
 
 def test_root_with_a_data_folder_of_its_own_is_warned(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ class CommandFailed(AssertionError):
 class Relay:
     """One installation under `folder`: settings, data, GED. `settings` are laid over SCENARIO, table by table.
 
-    `under` is put before the serving command (strace, say); `env` is for it alone (faketime, say).
+    `under` is put before the serving command (strace, say); `env` is for it alone (faketime, say). `product` is what
+    runs it, where that is not the installed command.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Relay:
         *,
         under: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        product: Sequence[str] = (),
     ) -> None:
+        self._product = list(product or command())
         self.folder = folder / "relay"
         self.ged = self.folder / "ged"
         self.ged.mkdir(parents=True)
@@ -100,7 +103,7 @@ class Relay:
         return path
 
     def _command(self) -> list[str]:
-        return [*command(), "--config", str(self.config)]
+        return [*self._product, "--config", str(self.config)]
 
     def _ready(self) -> bool:
         return any(line.startswith("ready") for line in self.program.written().splitlines())
@@ -109,10 +112,13 @@ class Relay:
 def command() -> list[str]:
     """The installed command beside this interpreter, else what it would run from this source tree."""
     script = Path(sys.executable).parent / "welyb-relay"
-    if os.access(script, os.X_OK):
-        return [str(script)]
-    tree = str(Path(__file__).resolve().parents[2])
-    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {tree!r}); from relay.cli import main; main()"]
+    return [str(script)] if os.access(script, os.X_OK) else from_source(sys.executable)
+
+
+def from_source(python: str) -> list[str]:
+    """What the command does, run from this source tree by any `python` of our version, with the libraries we have."""
+    path = [str(Path(__file__).resolve().parents[2]), *(entry for entry in sys.path if entry.endswith("-packages"))]
+    return [python, "-c", f"import sys; sys.path[:0] = {path!r}; from relay.cli import main; main()"]
 
 
 def overlaid(base: Settings, top: Settings) -> dict[str, Any]:
