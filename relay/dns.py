@@ -1,8 +1,8 @@
 """Where mail for a domain goes, as values: MX and addresses from dnspython.
 
 Knows alone: RFC 5321 §5.1 (order of MX, the implicit MX) and RFC 7505 (null MX), and which DNS trouble is which.
-Limits: nothing is validated (no DNSSEC, DANE or MTA-STS yet). We are never among the MX of a collector's domain, so our
-own name is not looked for among them.
+Limits: it validates nothing itself; a resolver on this machine that does is believed (DNSSEC's AD bit). We are never
+among the MX of a collector's domain, so our own name is not looked for among them.
 """
 
 import asyncio
@@ -14,11 +14,15 @@ from ipaddress import ip_address
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
+import dns.message
 import dns.name
 import dns.nameserver
+import dns.rdata
 import dns.rdatatype
 import dns.rdtypes.ANY.MX
 import dns.resolver
+from dns.rdtypes.ANY.TXT import TXT
 
 LIFETIME = 5.0  # seconds for one question, all servers and retries counted
 RESOLV_CONF = "/etc/resolv.conf"
@@ -47,7 +51,9 @@ class NullMx:
 
 @dataclass(frozen=True, slots=True)
 class NoDomain:
-    """NXDOMAIN: the name does not exist, as far as DNS says now."""
+    """NXDOMAIN: the name does not exist, as far as DNS says now; `secure` as in Records."""
+
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,22 @@ class DnsTrouble:
     """No usable answer: a timeout, SERVFAIL, or MX hosts none of which has an address."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a name has of one type: none, perhaps. `secure`: a validating resolver on this machine vouches for it.
+
+    `name` is where the answer was found: the end of a chain of CNAMEs.
+    """
+
+    name: str
+    data: tuple[dns.rdata.Rdata, ...]
+    secure: bool
+
+    def texts(self) -> tuple[bytes, ...]:
+        """Of TXT records, each with its strings joined."""
+        return tuple(b"".join(record.strings) for record in self.data if isinstance(record, TXT))
 
 
 Shuffle = Callable[[list[dns.rdtypes.ANY.MX.MX]], None]
@@ -74,6 +96,8 @@ class Resolver:
             with contextlib.suppress(dns.resolver.NoResolverConfiguration):
                 self._resolver.read_resolv_conf(RESOLV_CONF)
         self._resolver.lifetime = LIFETIME
+        self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 §5.7: who asks so is told what was validated
+        self._local = all(map(_is_loopback, self._resolver.nameservers))
         self._resolver.cache = dns.resolver.LRUCache(CACHED_ANSWERS)
         self._shuffle = shuffle
 
@@ -99,6 +123,14 @@ class Resolver:
         if host.lower().rstrip(".") == "localhost":  # RFC 6761 §6.3: never asked of DNS
             return ("127.0.0.1", "::1")
         return await self._lookup(host)
+
+    async def records(self, name: str, kind: str) -> Records | NoDomain | DnsTrouble:
+        """All records of `kind` ("TXT", "TLSA", …) at `name`, CNAMEs followed."""
+        answer = await self._ask(name, dns.rdatatype.from_text(kind))
+        if not isinstance(answer, dns.resolver.Answer):
+            return answer
+        found = answer.canonical_name.to_text(omit_final_dot=True).lower()
+        return Records(found, tuple(answer), self._secure(answer.response))
 
     async def _lookup(self, host: str) -> tuple[str, ...] | NoDomain | DnsTrouble:
         kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
@@ -135,14 +167,24 @@ class Resolver:
         try:
             absolute = dns.name.from_text(name)
             return await self._resolver.resolve(absolute, kind, raise_on_no_answer=False, search=False)
-        except dns.resolver.NXDOMAIN:
-            return NoDomain()
+        except dns.resolver.NXDOMAIN as error:
+            responses: dict[dns.name.Name, dns.message.Message] = error.responses()  # type: ignore[no-untyped-call]
+            return NoDomain(all(self._secure(response) for response in responses.values()))
         except (dns.exception.DNSException, OSError, ValueError) as error:  # ValueError: of a name that is none
             return DnsTrouble(f"{name}/{dns.rdatatype.to_text(kind)}: {_said(error)}")
+
+    def _secure(self, response: dns.message.Message) -> bool:
+        """The AD bit is believed only where nobody on the way could have set it (RFC 6698 §A.3)."""
+        return self._local and bool(response.flags & dns.flags.AD)
 
 
 def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _is_loopback(server: "str | dns.nameserver.Nameserver") -> bool:
+    address = server.address if isinstance(server, dns.nameserver.AddressAndPortNameserver) else str(server)
+    return _is_address(address) and ip_address(address).is_loopback
 
 
 def _is_address(text: str) -> bool:

@@ -195,3 +195,25 @@ def test_endpoint(text: str, answer: tuple[str, int]) -> None:
 def test_no_endpoint(text: str) -> None:
     with pytest.raises(ValueError, match="write"):
         endpoint(text, 25)
+
+
+def test_records_of_any_type(server: NameServer) -> None:
+    resolver = Resolver([server.address])
+
+    def ask(name: str, kind: str) -> Any:
+        return asyncio.run(resolver.records(name, kind))
+
+    found = ask("text.test", "TXT")
+    assert found.texts() == (b"no address here",) and found.name == "text.test" and not found.secure
+    assert ask("text.test", "MX").data == ()
+    assert ask("alias.test", "A").name == "meg.test"
+    assert ask("nowhere.test", "TXT") == NoDomain()
+    assert isinstance(ask("broken.test", "TXT"), DnsTrouble)
+
+
+@pytest.mark.parametrize(
+    ("servers", "local"),
+    [(["127.0.0.1"], True), (["[::1]:53", "127.0.0.53"], True), (["127.0.0.1", "10.0.0.1"], False)],
+)
+def test_only_a_resolver_on_this_machine_is_believed(servers: list[str], local: bool) -> None:
+    assert Resolver(servers)._local is local
