@@ -7,6 +7,7 @@ among the MX of a collector's domain, so our own name is not looked for among th
 
 import asyncio
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import dns.resolver
 from dns.rdtypes.ANY.TXT import TXT
 
 LIFETIME = 5.0  # seconds for one question, all servers and retries counted
+PROBE_LIFETIME = 2.0
 RESOLV_CONF = "/etc/resolv.conf"
 CACHED_ANSWERS = 10_000
 MAX_HOSTS = 10  # of one domain: a hostile zone must not make us ask for hundreds of addresses
@@ -131,6 +133,18 @@ class Resolver:
             return answer
         found = answer.canonical_name.to_text(omit_final_dot=True).lower()
         return Records(found, tuple(answer), self._secure(answer.response))
+
+    async def answers(self) -> bool:
+        """Does any of the servers answer at all? Asked anew each time, of what every resolver knows by heart."""
+        uncached = copy.copy(self._resolver)
+        uncached.cache, uncached.lifetime = None, PROBE_LIFETIME
+        try:
+            await uncached.resolve(dns.name.root, dns.rdatatype.NS, raise_on_no_answer=False, search=False)
+        except dns.resolver.LifetimeTimeout:
+            return False
+        except (dns.exception.DNSException, OSError):
+            return True  # a refusal, or a rude answer, is one
+        return True
 
     async def _lookup(self, host: str) -> tuple[str, ...] | NoDomain | DnsTrouble:
         kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)

@@ -23,7 +23,10 @@ class Spf:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One DKIM-Signature (RFC 6376): `domain` is its d=, `selector` its s=; `why` it is no pass, in a word or two."""
+    """One DKIM-Signature (RFC 6376): `domain` is its d=, in lower case and as A-labels, `selector` its s=.
+
+    `why` says in a word or two why it is no pass; of a pass only that its domain is "testing" (t=y).
+    """
 
     result: DkimResult
     domain: str

@@ -1,0 +1,89 @@
+"""The DNS as the checks of a mail ask it: bounded in number and in time, and no trouble is waited for twice.
+
+Knows alone: for how long a trouble is remembered, and when the whole DNS is taken for dead, so that a mail does not
+wait for it. Limits: answers are cached by `relay.dns`, for their TTL; only troubles are remembered here.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import dns.exception
+import dns.name
+
+from relay.dns import DnsTrouble, NoDomain, Records, Resolver
+
+Answer = Records | NoDomain | DnsTrouble
+Ask = Callable[[str, str], Coroutine[Any, Any, Answer]]
+
+AT_ONCE = 64  # lookups in flight
+REMEMBER = 60.0  # seconds for which a trouble is
+SLOW = 2.0  # seconds after which a trouble may be the resolver's own
+DEAD_FOR = 15.0  # seconds without a question once it is
+MOST = 10_000  # troubles remembered
+
+
+class Lookups:
+    """One per process. The loop's clock, which is never put back, is the one used."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._troubles: dict[tuple[str, str], tuple[float, DnsTrouble]] = {}
+        self._dead_until = 0.0
+        self._probe: asyncio.Task[None] | None = None
+
+    def until(self, deadline: float) -> Ask:
+        """The same, but what has not been answered at `deadline`, by the loop's clock, is trouble."""
+
+        async def ask(name: str, kind: str) -> Answer:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self.ask(name, kind)
+            except TimeoutError:
+                return DnsTrouble(f"{name}/{kind}: no answer in time")
+
+        return ask
+
+    async def ask(self, name: str, kind: str) -> Answer:
+        """What `name` has of `kind`; what cannot be a name does not exist."""
+        if not is_name(name):
+            return NoDomain()
+        key = (name.lower(), kind)
+        now = asyncio.get_running_loop().time()
+        until, trouble = self._troubles.get(key, (0.0, None))
+        if trouble is not None and now < until:
+            return trouble
+        async with self._slots:
+            return await self._ask(key)
+
+    async def _ask(self, key: tuple[str, str]) -> Answer:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        if began < self._dead_until:
+            return DnsTrouble(f"{key[0]}/{key[1]}: the DNS does not answer")
+        answer = await self._resolver.records(*key)
+        if isinstance(answer, DnsTrouble):
+            self._remember(key, answer)
+            if clock() - began > SLOW and (self._probe is None or self._probe.done()):
+                self._probe = asyncio.get_running_loop().create_task(self._look())
+        return answer
+
+    def _remember(self, key: tuple[str, str], trouble: DnsTrouble) -> None:
+        self._troubles.pop(key, None)
+        self._troubles[key] = (asyncio.get_running_loop().time() + REMEMBER, trouble)
+        if len(self._troubles) > MOST:
+            del self._troubles[next(iter(self._troubles))]  # the oldest
+
+    async def _look(self) -> None:
+        """Is it the resolver that is slow, or only the zone that was asked about, which may be a sender's own?"""
+        if not await self._resolver.answers():
+            self._dead_until = asyncio.get_running_loop().time() + DEAD_FOR
+
+
+def is_name(text: str) -> bool:
+    try:
+        dns.name.from_text(text)
+    except (dns.exception.DNSException, ValueError):
+        return False
+    return True

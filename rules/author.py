@@ -1,0 +1,71 @@
+"""In whose name is a mail written? The one domain of its From field (RFC 5322 §3.6.2), or none.
+
+Knows alone: how addresses are found in a From field as people and programs write it. Limits: what a reader's program
+shows instead of the address (a display name that looks like one) is not seen.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+MAX_FIELD = 64 * 1024  # bytes; a longer From names nobody
+MAX_DOMAIN = 253
+DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+# A quoted string, an escaped character, one that has a meaning, or a run of others: linear, whatever stands there.
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|\\.|[()<>,:;]|[^"\\()<>,:;]++|\\', re.DOTALL)
+
+
+def domain(froms: Sequence[bytes]) -> str:
+    """The author's domain in lower case, as A-labels, from the values of the From fields; "" where there is not one.
+
+    RFC 9989 §4.4: a repeated From, or one of several domains, has no author that could be vouched for.
+    """
+    if len(froms) != 1 or len(froms[0]) > MAX_FIELD:
+        return ""
+    text = froms[0].decode("utf-8", "replace")
+    found = {a_labels(address.rpartition("@")[2]) for address in _addresses(text) if "@" in address}
+    return found.pop() if len(found) == 1 else ""
+
+
+def a_labels(name: str) -> str:
+    """A domain name as the DNS has it (RFC 5890 §2.3.2.1), in lower case; "" if it is none."""
+    name = "".join(name.split()).removesuffix(".")  # RFC 5322 §4.4: spaces around its dots
+    if not name.isascii() and len(name) <= MAX_DOMAIN:
+        try:
+            name = name.encode("idna").decode("ascii")
+        except UnicodeError:
+            return ""
+    name = name.lower()
+    return name if len(name) <= MAX_DOMAIN and DOMAIN.fullmatch(name) else ""
+
+
+def _addresses(text: str) -> Iterator[str]:
+    """What stands for an address in a list of mailboxes and groups: all in angle brackets, else all between commas."""
+    words: list[str] = []
+    bracketed = angle = False
+    for token in _without_comments(text):
+        if token == "<":
+            words, angle, bracketed = [], True, True
+        elif token == ">" and angle:
+            yield "".join(words)
+            words, angle = [], False
+        elif token in (",", ";") and not angle:
+            if not bracketed:
+                yield "".join(words)
+            words, bracketed = [], False
+        elif token == ":" and not angle:
+            words = []  # a group's name
+        else:
+            words.append(token)
+    if angle or not bracketed:
+        yield "".join(words)
+
+
+def _without_comments(text: str) -> Iterator[str]:
+    depth = 0
+    for token in _TOKEN.findall(text):
+        if token == "(":
+            depth += 1
+        elif token == ")":
+            depth = max(0, depth - 1)
+        elif not depth:
+            yield token
