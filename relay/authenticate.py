@@ -8,11 +8,10 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from relay import verify
+from relay import spf, verify
 from relay.dns import DnsTrouble, NoDomain, Records, Resolver
 from relay.lookups import Answer, Ask, Lookups
 from relay.sign import Field, fields
-from relay.spf import Spfs
 from relay.verify import Claim
 from rules import author, dmarc
 from rules.authentication import Authentication, Dmarc, Signature
@@ -40,23 +39,22 @@ class Authenticator:
 
     def __init__(self, resolver: Resolver) -> None:
         self._lookups = Lookups(resolver)
-        self._spfs = Spfs()
 
     async def authenticate(self, mail: Mail) -> Authentication:
         ask = self._lookups.until(asyncio.get_running_loop().time() + LONGEST)
         headers = fields(mail.read(0, mail.header_end))
-        spf, dkim, asked = await asyncio.gather(
-            self._spfs.check(mail.peer, helo=mail.helo, sender=mail.sender, ask=ask),
+        sender, dkim, asked = await asyncio.gather(
+            spf.check(mail.peer, helo=mail.helo, sender=mail.sender, ask=ask),
             _signatures(mail, headers, ask),
             _asked(headers, ask),
         )
-        facts = Authentication(spf, dkim)
+        facts = Authentication(sender, dkim)
         verdict = asked if isinstance(asked, Dmarc) else await _dmarc(asked, facts, ask)
-        return Authentication(spf, dkim, verdict)
+        return Authentication(sender, dkim, verdict)
 
     def close(self) -> None:
-        """Lets go of its threads."""
-        self._spfs.close()
+        """Asks nothing more."""
+        self._lookups.close()
 
 
 # ---

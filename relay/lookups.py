@@ -33,6 +33,10 @@ class Lookups:
         self._dead_until = 0.0
         self._probe: asyncio.Task[None] | None = None
 
+    def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+
     def until(self, deadline: float) -> Ask:
         """The same, but what has not been answered at `deadline`, by the loop's clock, is trouble."""
 

@@ -18,9 +18,9 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from relay import spf
 from relay.dns import Resolver
 from relay.lookups import Lookups
-from relay.spf import Spfs
 from rules.authentication import Spf
 from tests.support.nameserver import NameServer
 
@@ -149,12 +149,8 @@ def server() -> Iterator[NameServer]:
 
 
 async def check(server: NameServer, peer: str, sender: str, helo: str) -> Spf:
-    spfs = Spfs()
     ask = Lookups(Resolver([server.address])).until(asyncio.get_running_loop().time() + 20)
-    try:
-        return await spfs.check(peer, helo=helo, sender=sender, ask=ask)
-    finally:
-        spfs.close()
+    return await spf.check(peer, helo=helo, sender=sender, ask=ask)
 
 
 @pytest.mark.parametrize(("peer", "sender", "helo", "result", "domain"), CASES)
@@ -164,14 +160,20 @@ def test_spf(server: NameServer, peer: str, sender: str, helo: str, result: Any,
 
 def test_many_at_once_do_not_mix(server: NameServer) -> None:
     async def all_of_them() -> list[Spf]:
-        spfs, lookups = Spfs(), Lookups(Resolver([server.address]))
-        try:
-            checks = [spfs.check(case[0], helo=case[2], sender=case[1], ask=lookups.ask) for case in CASES * 3]
-            return await asyncio.gather(*checks)
-        finally:
-            spfs.close()
+        lookups = Lookups(Resolver([server.address]))
+        checks = [spf.check(case[0], helo=case[2], sender=case[1], ask=lookups.ask) for case in CASES * 3]
+        return await asyncio.gather(*checks)
 
     assert asyncio.run(all_of_them()) == [Spf(result, domain) for *_, result, domain in CASES * 3]  # type: ignore[arg-type]
+
+
+def test_what_asks_without_end_is_given_up() -> None:
+    hosts = "".join(f"m{n}.x.test. A 10.0.0.1\n" for n in range(10))
+    mx = "".join(f"{term}.x.test. MX 10 m{n}.x.test.\n" for term in range(9) for n in range(10))
+    terms = " ".join(f"mx:{term}.x.test" for term in range(9))
+    with NameServer(f'big.test. TXT "v=spf1 {terms} ip4:192.0.2.1 -all"\n' + mx + hosts) as server:
+        assert asyncio.run(check(server, IN, "jean@big.test", "x.test")) == Spf("pass", "big.test")
+        assert len(server.queries) < spf.MAX_QUESTIONS
 
 
 def test_the_first_import_of_pyspf_warns_of_nothing(tmp_path: Path) -> None:
