@@ -42,10 +42,11 @@ class Authenticator:
 
     async def authenticate(self, mail: Mail) -> Authentication:
         ask = self._lookups.until(asyncio.get_running_loop().time() + LONGEST)
-        headers = fields(mail.read(0, mail.header_end))
+        block = mail.read(0, mail.header_end)
+        headers = fields(block)
         sender, dkim, asked = await asyncio.gather(
             spf.check(mail.peer, helo=mail.helo, sender=mail.sender, ask=ask),
-            _signatures(mail, headers, ask),
+            _signatures(mail, block, headers, ask),
             _asked(headers, ask),
         )
         facts = Authentication(sender, dkim)
@@ -61,11 +62,11 @@ class Authenticator:
 # DKIM
 
 
-async def _signatures(mail: Mail, headers: Sequence[Field], ask: Ask) -> tuple[Signature, ...]:
-    claims = verify.claims(headers)
+async def _signatures(mail: Mail, block: bytes, headers: Sequence[Field], ask: Ask) -> tuple[Signature, ...]:
+    claims = verify.claims(headers, block)
     keys = await asyncio.gather(*(ask(claim.key_name, "TXT") for claim in claims if isinstance(claim, Claim)))
-    answers, block = iter(keys), verify.Headers(headers)
-    found = [(claim, _header(claim, block, answers)) for claim in claims]
+    answers, signed = iter(keys), verify.Headers(headers)
+    found = [(claim, _header(claim, signed, answers)) for claim in claims]
     ways = {claim.body for claim, verdict in found if isinstance(claim, Claim) and verdict.result == "pass"}
     hashed: dict[verify.Canonical, bytes] = {}
     if ways and mail.size - mail.header_end <= SMALL:

@@ -6,6 +6,7 @@ wait for it. Limits: answers are cached by `relay.dns`, for their TTL; only trou
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from typing import Any
 
 import dns.exception
@@ -85,6 +86,7 @@ class Lookups:
             self._dead_until = asyncio.get_running_loop().time() + DEAD_FOR
 
 
+@lru_cache(1024)
 def is_name(text: str) -> bool:
     try:
         dns.name.from_text(text)

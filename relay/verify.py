@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from relay.entity import has_junk
 from relay.sign import Field, SimpleBodyHash
 from rules.authentication import DkimResult, Signature
 from rules.author import a_labels
@@ -67,10 +68,14 @@ class Claim:
         return f"{self.selector}._domainkey.{self.domain}"
 
 
-def claims(headers: Sequence[Field]) -> list[Claim | Signature]:
-    """What the signatures among the fields claim, in order; a Signature where it is plain already that it is no pass."""
-    found = [field for field in headers if field[0].lower() == b"dkim-signature"]
-    return [_claim(field) for field in found[:MAX_SIGNATURES]]
+def claims(headers: Sequence[Field], block: bytes) -> list[Claim | Signature]:
+    """What the signatures among the fields of `block` claim, in order; a Signature where it is plainly no pass."""
+    signatures = [field for field in headers if field[0].lower() == b"dkim-signature"]
+    found = [_claim(field) for field in signatures[:MAX_SIGNATURES]]
+    if found and has_junk(block.removesuffix(b"\r\n")):
+        # A line that is no field ends the header for some readers, and is nothing to others: who signed what?
+        return [Signature("permerror", claim.domain, claim.selector, "header") for claim in found]
+    return found
 
 
 def _claim(field: Field) -> Claim | Signature:
@@ -129,11 +134,12 @@ def _canonical(name: str) -> Canonical:
 
 
 class Headers:
-    """A mail's fields, canonicalised at most once in each way."""
+    """A mail's fields, for as many signatures as it has."""
 
     def __init__(self, headers: Sequence[Field]) -> None:
-        self._simple = [(name, value.removesuffix(b"\r\n") + b"\r\n") for name, value in headers]
-        self._relaxed: list[Field] | None = None
+        self._fields: dict[bytes, list[Field]] = {}
+        for name, value in headers:
+            self._fields.setdefault(name.lower(), []).append((name, value.removesuffix(b"\r\n") + b"\r\n"))
 
     def verify(self, claim: Claim, keys: Iterable[bytes]) -> Signature:
         """Whether the key, the texts found at the claim's key name, made this signature; the body is yet to be seen."""
@@ -158,16 +164,12 @@ class Headers:
 
     def _signed(self, claim: Claim) -> bytes:
         """RFC 6376 §3.7: the fields that h= names, the last first, then the signature itself with an empty b=."""
-        if claim.header == "relaxed" and self._relaxed is None:
-            self._relaxed = _relaxed(self._simple)
-        present: dict[bytes, list[Field]] = {}
-        for field in (self._relaxed or self._simple) if claim.header == "relaxed" else self._simple:
-            present.setdefault(field[0].lower(), []).append(field)
         # A From more than were signed breaks the signature: readers may show any of them.
         names = [*claim.tags[b"h"].lower().split(b":"), b"from"]
-        chosen = [present[name].pop() for name in names if present.get(name)]
-        own = [(claim.field[0], _without_signature(claim.field[1]))]
-        lines = [*chosen, *(_relaxed(own) if claim.header == "relaxed" else own)]
+        left = {name: self._fields[name].copy() for name in {*names} if name in self._fields}
+        chosen = [left[name].pop() for name in names if left.get(name)]
+        chosen.append((claim.field[0], _without_signature(claim.field[1])))
+        lines = _relaxed(chosen) if claim.header == "relaxed" else chosen
         return b"".join([name + b":" + value for name, value in lines]).removesuffix(b"\r\n")
 
 

@@ -9,6 +9,8 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | Where does mail for this address go?                            | `address.route`                   |
 | Which Welyb address stands for this collector, and back?        | `address.to_welyb`, `to_collector`|
 | May this peer send there?                                       | `access.may_send`                 |
+| In whose name is this mail written?                             | `author.domain`                   |
+| Does that domain vouch for it, and what does it ask for if not? | `dmarc.discover`, `conclude`      |
 | Is this part of a mail a document, and do we take it?           | `attachment.judge`                |
 | What is this document called, and in which folder does it go?   | `filing.safe_name`, `filing.folder` |
 | Which slug is this client's?                                    | `filing.slug`                     |

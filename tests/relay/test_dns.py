@@ -108,6 +108,21 @@ def test_a_silent_server_is_given_up_in_time(server: NameServer, monkeypatch: py
     assert time.monotonic() - began < 2
 
 
+def test_a_server_answers_or_not(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns, "PROBE_LIFETIME", 0.3)
+
+    async def answers() -> list[bool]:
+        resolver, found = Resolver([server.address]), []
+        for trouble in (None, "servfail", "refused", "silent", None):
+            server.trouble.clear()
+            if trouble:
+                server.fail(".", trouble)
+            found.append(await resolver.answers())
+        return found
+
+    assert asyncio.run(answers()) == [True, True, True, False, True]
+
+
 def test_a_dead_server_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns, "LIFETIME", 0.3)
     with NameServer() as server:

@@ -56,7 +56,7 @@ def verified(message: bytes, keys: dict[str, list[bytes]] = KEYS) -> list[Signat
     fields = sign.fields(message[:end])
     headers = verify.Headers(fields)
     found = []
-    for claim in verify.claims(fields):
+    for claim in verify.claims(fields, message[:end]):
         verdict = headers.verify(claim, keys.get(claim.key_name, ())) if isinstance(claim, Claim) else claim
         if isinstance(claim, Claim) and verdict.result == "pass":
             body = verify.hash_body(iter((message[end:],)), [claim.body])
@@ -176,6 +176,9 @@ MUTATIONS: list[tuple[bytes, bytes]] = [
     (b"DKIM-Signature: ", b"DKIM-Signature:"),
     (b"DKIM-Signature: ", b"DKIM-Signature: \xff"),
     (b"DKIM-Signature: ", b"X-Before: 1\r\nDKIM-Signature: "),
+    (b"DKIM-Signature: ", b"From a@fr.test Tue Nov 24\r\nDKIM-Signature: "),
+    (b"Received:", b"not a field\r\nReceived:"),
+    (b"Received:", b"\xff: not a field\r\nReceived:"),
 ]
 
 
