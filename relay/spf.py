@@ -7,14 +7,17 @@ millisecond, which is less than a thread that waits for the DNS costs. Limits: n
 
 import warnings
 from functools import cache
+from time import thread_time
 from typing import Any
 
-from relay.dns import DnsTrouble, Records
+from relay.dns import DnsTrouble, NoDomain
 from relay.lookups import Answer, Ask
 from rules.authentication import Spf, SpfResult
 from rules.author import a_labels
 
 MAX_QUESTIONS = 150  # of one check; RFC 7208 §4.6.4 allows ten terms, each of ten names at most
+MAX_RECORD, MAX_TERM = 4096, 300  # bytes: pyspf takes quadratic time on some terms
+MAX_CPU = 0.5  # seconds, of all runs of one check
 
 _RESULTS: dict[str, SpfResult] = {
     "none": "none",
@@ -36,7 +39,10 @@ async def check(peer: str, *, helo: str, sender: str, ask: Ask) -> Spf:
     # pyspf takes the first @ for the one that counts.
     identity = f"{local.replace('@', '=') or 'postmaster'}@{domain}"
     answers: dict[_Question, Answer] = {}
+    began = thread_time()
     while len(answers) <= MAX_QUESTIONS:
+        if thread_time() - began > MAX_CPU:
+            return Spf("temperror", domain)  # RFC 7208 §4.6.4
         try:
             return Spf(_run(answers, peer, helo, identity), domain)
         except _MissingError as missing:
@@ -111,7 +117,17 @@ def _lookup(name: str, kind: str, *_: object) -> list[tuple[_Question, Any]]:
         raise _MissingError((name, kind))
     if isinstance(answer, DnsTrouble):
         raise _pyspf().TempError(answer.text)
-    return [((name, kind), _value(kind, data)) for data in answer.data] if isinstance(answer, Records) else []
+    if isinstance(answer, NoDomain):
+        return []
+    if kind == "TXT" and not all(map(_is_bearable, answer.texts())):
+        raise _pyspf().PermError("too long")
+    return [((name, kind), _value(kind, data)) for data in answer.data]
+
+
+def _is_bearable(text: bytes) -> bool:
+    if not text[:6].lower().startswith(b"v=spf1"):
+        return True
+    return len(text) <= MAX_RECORD and max(map(len, text.split(b" "))) <= MAX_TERM
 
 
 def _value(kind: str, data: Any) -> Any:

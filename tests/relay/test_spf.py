@@ -7,6 +7,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,40 @@ def test_what_asks_without_end_is_given_up() -> None:
     with NameServer(f'big.test. TXT "v=spf1 {terms} ip4:192.0.2.1 -all"\n' + mx + hosts) as server:
         assert asyncio.run(check(server, IN, "jean@big.test", "x.test")) == Spf("pass", "big.test")
         assert len(server.queries) < spf.MAX_QUESTIONS
+
+
+BOMBS = {
+    "a long label": "a:b." + "a" * 60_000 + "!",
+    "long labels": " ".join("a:b." + "a" * 290 + "!" for _ in range(200)),
+    "macros": "exists:" + "%{ir255}." * 6_000 + "x",
+    "modifiers": "a=b " * 15_000,
+    "addresses": "ip4:198.51.100.2 " * 3_500,
+    "includes": "include:loop.test " * 3_500,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_no_record_takes_longer_than_it_may(bomb: str) -> None:
+    record = f"v=spf1 {BOMBS[bomb]} -all"
+    with NameServer(f"bomb.test. TXT {_strings(record)}\nloop.test. TXT {_strings(record)}") as server:
+        began = time.process_time()
+        assert asyncio.run(check(server, IN, "jean@bomb.test", "x.test")).result != "pass"
+        assert time.process_time() - began < 2
+
+
+def test_records_that_each_are_bearable_are_not_too_much_together() -> None:
+    terms = "ip4:198.51.100.2 " * 235
+    zone = "".join(f"{n}.test. TXT {_strings(f'v=spf1 {terms}include:{n + 1}.test -all')}\n" for n in range(1, 9))
+    zone += f"9.test. TXT {_strings(f'v=spf1 {terms}mx -all')}\n"
+    zone += "".join(f"9.test. MX 10 m{n}.test.\nm{n}.test. A 198.51.100.3\n" for n in range(10))
+    with NameServer(zone) as server:
+        began = time.process_time()
+        assert asyncio.run(check(server, IN, "jean@1.test", "x.test")).result in ("fail", "temperror")
+        assert time.process_time() - began < 3
+
+
+def _strings(text: str) -> str:
+    return " ".join(f'"{text[at : at + 250]}"' for at in range(0, len(text), 250))
 
 
 def test_the_first_import_of_pyspf_warns_of_nothing(tmp_path: Path) -> None:

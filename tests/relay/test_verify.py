@@ -236,6 +236,7 @@ NOW = int(time.time())
         (crafted("").replace(b"d=fr.test; ", b""), "permerror", "syntax"),
         (crafted("").replace(b"c=relaxed/relaxed", b"c=relaxed/none"), "permerror", "c="),
         (crafted("").replace(b"v=1", b"v"), "permerror", "syntax"),
+        (re.sub(rb"bh=\S+;", b"bh=!AAA;", crafted("")), "permerror", "syntax"),
         (crafted("z=" + "a" * verify.MAX_FIELD + ";"), "permerror", "syntax"),
     ],
 )
