@@ -69,9 +69,9 @@ def _run(answers: dict[_Question, Answer], peer: str, helo: str, identity: str) 
     _answers = answers
     try:
         result, _, _ = _query()(i=peer.partition("%")[0], s=identity, h=helo).check()
+        return _RESULTS[result]
     except Exception:  # pyspf has no list of what it raises
         return "permerror"
-    return _RESULTS[result]
 
 
 @cache
