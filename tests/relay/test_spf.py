@@ -21,7 +21,7 @@ import pytest
 
 from relay import spf
 from relay.dns import Resolver
-from relay.lookups import Lookups
+from relay.lookups import Answer, Lookups
 from rules.authentication import Spf
 from tests.support.nameserver import NameServer
 
@@ -205,6 +205,23 @@ def test_records_that_each_are_bearable_are_not_too_much_together() -> None:
         began = time.process_time()
         assert asyncio.run(check(server, IN, "jean@1.test", "x.test")).result in ("fail", "temperror")
         assert time.process_time() - began < 3
+
+
+def test_what_others_do_meanwhile_does_not_count(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spf, "MAX_CPU", 0.2)
+
+    async def busy() -> Spf:
+        known = Lookups(Resolver([server.address]))
+
+        async def ask(name: str, kind: str) -> Answer:
+            until = time.thread_time() + 0.3
+            while time.thread_time() < until:
+                pass
+            return await known.ask(name, kind)
+
+        return await spf.check(MAIL, helo="x.test", sender="jean@fr.test", ask=ask)
+
+    assert asyncio.run(busy()) == Spf("pass", "fr.test")
 
 
 def _strings(text: str) -> str:
