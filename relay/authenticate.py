@@ -137,7 +137,7 @@ def _record(answer: Answer) -> dmarc.Record | dmarc.Trouble | None:
 
 
 async def _exists(domain: str, ask: Ask) -> bool | None:
-    """RFC 9989 §3.2.11: a name exists unless the answer is NXDOMAIN, whatever it was asked for."""
+    """RFC 9989 §3.2.13: a name exists unless the answer is NXDOMAIN, whatever it was asked for."""
     match await ask(domain, "A"):
         case DnsTrouble():
             return None

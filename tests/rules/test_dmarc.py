@@ -23,7 +23,7 @@ from rules.dmarc import Asked, Record, Trouble
         ("v=DMARC1; p=quarantine; t=y; psd=n", Record(p="quarantine", testing=True, psd="n")),
         ("v=DMARC1; p=none; psd=y", Record(psd="y")),
         ("v=DMARC1; p=none; psd=u; t=n", Record()),
-        # Tags that are gone, and tags that nobody knows (§4.7, §C.6).
+        # Tags that are gone, and tags that nobody knows (§4.7, §C.5).
         ("v=DMARC1; p=reject; pct=0; ri=1; rf=afrf; unknown=1", Record(p="reject")),
         # p= need not be the second; blanks and case do not matter, but in the version.
         ("v=DMARC1; sp=none; p=reject", Record(p="reject", sp="none")),
