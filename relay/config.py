@@ -40,6 +40,7 @@ class Relay:
     postmaster: str = ""
     warn_after: timedelta = timedelta(hours=4)
     keep_bodies: timedelta = timedelta(days=30)
+    log: Literal["text", "json"] = "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,15 @@ Limits: the network address of a client and the host name of a server stand in c
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
 
 from rules.replies import Reply
 
@@ -31,42 +32,81 @@ _ADDRESS = re.compile(r"[^\s<>\"'«»,;:]*@[^\s<>\"'«»,;:]*")
 _FRAMES = 12
 
 
-def set_up() -> None:
-    """Lines to stderr: systemd and terminals add what else is wanted. What others would write there is told our way."""
+Form = Literal["text", "json"]
+_LEVELS = {logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}  # syslog's numbers, as sd-daemon(3) has them
+
+
+def set_up(form: Form = "text") -> None:
+    """Lines to stderr, as [relay] log has them. What others would write there is told our way."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    _log.addHandler(handler)
+    handler.setFormatter(_Shown(form, to_journal=_is_journal(sys.stderr.fileno())))
+    _log.handlers[:] = [handler]
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    foreign = logging.StreamHandler()
-    foreign.setFormatter(_Foreign())
-    logging.getLogger().addHandler(foreign)
+    logging.getLogger().handlers[:] = [handler]
     sys.excepthook = lambda kind, error, at: trouble("uncaught", error)
     threading.excepthook = lambda args: trouble("thread", args.exc_value or RuntimeError())
     sys.unraisablehook = lambda args: trouble("unraisable", args.exc_value or RuntimeError())
 
 
-class _Foreign(logging.Formatter):
-    """A line of a library: where it was written, and not what, for that may be a line of somebody's mail."""
+def _is_journal(descriptor: int) -> bool:
+    """Is that systemd's journal (systemd.exec(5), $JOURNAL_STREAM)? It knows the time of a line, and reads its level."""
+    try:
+        seen = os.fstat(descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM", "") == f"{seen.st_dev}:{seen.st_ino}"
+
+
+class _Shown(logging.Formatter):
+    """A line of ours, or where a library's was written: not what, for that may be a line of somebody's mail."""
+
+    def __init__(self, form: Form, *, to_journal: bool) -> None:
+        super().__init__()
+        self._form, self._to_journal = form, to_journal
 
     def format(self, record: logging.LogRecord) -> str:
-        facts: dict[str, object] = {"logger": record.name, "at": f"{record.module}:{record.lineno}"}
-        if record.exc_info and record.exc_info[1] is not None:
-            facts["error"] = described(record.exc_info[1])
-        return f"{self.formatTime(record)} {record.levelname} {_line('foreign', facts)}"
+        event, facts = _facts_of(record)
+        level = f"<{_LEVELS.get(record.levelno, 6)}>" if self._to_journal else ""
+        if self._form == "json":
+            head = {"at": self.formatTime(record), "level": record.levelname.lower(), "event": event}
+            return level + json.dumps({**head, **_said(facts)}, default=str)
+        line = _line(event, facts)
+        return level + line if self._to_journal else f"{self.formatTime(record)} {record.levelname} {line}"
 
 
-def _line(event: str, facts: dict[str, object]) -> str:
-    return " ".join((event, *(f"{key}={value}" for key, value in facts.items() if value not in ("", None))))
+def _facts_of(record: logging.LogRecord) -> tuple[str, Mapping[str, object]]:
+    if record.name == _log.name:
+        return record.__dict__["event"], record.__dict__["facts"]
+    facts: dict[str, object] = {"logger": record.name, "at": f"{record.module}:{record.lineno}"}
+    if record.exc_info and record.exc_info[1] is not None:
+        facts["error"] = described(record.exc_info[1])
+    return "foreign", facts
+
+
+def _said(facts: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in facts.items() if value not in ("", None)}
+
+
+def _line(event: str, facts: Mapping[str, object]) -> str:
+    return " ".join((event, *(f"{key}={value}" for key, value in _said(facts).items())))
+
+
+def _tell(level: int, event: str, facts: Mapping[str, object]) -> None:
+    if _log.isEnabledFor(level):
+        _log.log(level, _line(event, facts), extra={"event": event, "facts": facts})
 
 
 def _info(event: str, **facts: object) -> None:
-    if _log.isEnabledFor(logging.INFO):
-        _log.info(_line(event, facts))
+    _tell(logging.INFO, event, facts)
 
 
 def _warn(event: str, **facts: object) -> None:
-    _log.warning(_line(event, facts))
+    _tell(logging.WARNING, event, facts)
+
+
+def _error(event: str, **facts: object) -> None:
+    _tell(logging.ERROR, event, facts)
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
@@ -120,7 +160,7 @@ def _place(code: CodeType, line: int) -> str:
 
 def trouble(where: str, error: BaseException) -> None:
     """Our own fault: the peer was told 451 and no more; the line has what the postmaster needs."""
-    _log.error(_line("trouble", {"id": where, "error": described(error)}))
+    _error("trouble", id=where, error=described(error))
 
 
 def astray(loop: Any, context: dict[str, Any]) -> None:
@@ -168,7 +208,7 @@ def refused(refusal: str, reply: Reply) -> None:
 
 def worker_lost(pid: int) -> None:
     """One process less takes mail: its connections are taken over, its core is not."""
-    _log.error(_line("worker-lost", {"pid": pid}))
+    _error("worker-lost", pid=pid)
 
 
 def client_unclear(slug: str, why: str) -> None:

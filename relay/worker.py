@@ -111,6 +111,7 @@ class _Worker:
         self._remote.channel = await Channel.open(channel, self._hear, _end)
         orders = await self._ordered
         config = orders.config
+        log.set_up(config.relay.log)
         self._intake = Intake(
             config,
             orders.ruleset,

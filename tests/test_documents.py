@@ -135,6 +135,18 @@ def test_every_command_is_in_the_reference_and_no_other() -> None:
     assert told == set(COMMANDS)
 
 
+def test_every_command_and_option_explains_itself() -> None:
+    """The man pages are made of it."""
+    silent = [path for path, command in COMMANDS.items() if not command.help]
+    silent += [
+        f"{path} {option.opts[0]}"
+        for path, command in COMMANDS.items()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    ]
+    assert not silent
+
+
 def test_every_option_is_in_the_reference_and_no_other() -> None:
     real = {
         name

@@ -104,8 +104,8 @@ def restore(ctx: click.Context, source: Path, reason: str, as_json: bool) -> Non
         "Erases the personal data of a client or a sender; history keeps what accounting needs.",
     )
 )
-@click.option("--client", default="", metavar="SLUG")
-@click.option("--sender", default="", metavar="ADDRESS")
+@click.option("--client", default="", metavar="SLUG", help=t("tout d'un dossier client", "all of a client's"))
+@click.option("--sender", default="", metavar="ADDRESS", help=t("tout d'un expéditeur", "all of a sender's"))
 @reason_option
 @yes_option
 @click.pass_context

@@ -26,7 +26,7 @@ def clients() -> None:
     pass
 
 
-@clients.command("list")
+@clients.command("list", help=t("Les dossiers clients.", "The clients."))
 @json_option
 @short_filters
 @click.pass_context
@@ -52,7 +52,7 @@ def list_(ctx: click.Context, wanted: Any, as_json: bool) -> None:
 )
 @click.argument("slug")
 @click.option("--folder", default="", metavar="NAME", help=t("son répertoire dans la GED", "its folder in the GED"))
-@click.option("--fiscal-year-end", default="", metavar="MM-DD")
+@click.option("--fiscal-year-end", default="", metavar="MM-DD", help=t("fin de son exercice", "end of its fiscal year"))
 @reason_option
 @click.pass_context
 def add(ctx: click.Context, slug: str, folder: str, fiscal_year_end: str, reason: str) -> None:

@@ -45,7 +45,7 @@ def _shown(connection: Any, config: Config) -> Record:
     return {**{column: getattr(connection, column) for column in COLUMNS}, "reason": sentence}
 
 
-@connections.command("list")
+@connections.command("list", help=t("Celles qui sont en place.", "Those that stand."))
 @json_option
 @short_filters
 @click.pass_context
@@ -84,12 +84,14 @@ def show(ctx: click.Context, number: int, as_json: bool) -> None:
         "Connects a folder: from this instant on, what is deposited there is sent. What is there already is not.",
     )
 )
-@click.option("--application", required=True, metavar="RULE")
-@click.option("--client", "slug", required=True, metavar="SLUG")
+@click.option("--application", required=True, metavar="RULE", help=t("la règle qui mène à elle", "the rule to it"))
+@click.option("--client", "slug", required=True, metavar="SLUG", help=t("le dossier client", "the client"))
 @click.option(
     "--folder", default="", metavar="PATH", help=t("sous le répertoire du client", "below the client's folder")
 )
-@click.option("--address", "typed", required=True, metavar="ADDRESS")
+@click.option(
+    "--address", "typed", required=True, metavar="ADDRESS", help=t("meg+… ou le collecteur", "meg+… or collector")
+)
 @click.option(
     "--force", is_flag=True, help=t("partager un collecteur entre clients", "share a collector between clients")
 )
@@ -246,9 +248,11 @@ def accept(ctx: click.Context, number: int, reason: str) -> None:
 
 @connections.command(help=t("Change l'adresse ; ce qui attend y va, rien n'est renvoyé.", "Changes the address."))
 @click.argument("number", type=int, metavar="ID")
-@click.option("--address", "typed", required=True, metavar="ADDRESS")
-@click.option("--application", default="", metavar="RULE")
-@click.option("--force", is_flag=True)
+@click.option(
+    "--address", "typed", required=True, metavar="ADDRESS", help=t("meg+… ou le collecteur", "meg+… or collector")
+)
+@click.option("--application", default="", metavar="RULE", help=t("aussi par une autre règle", "by another rule too"))
+@click.option("--force", is_flag=True, help=t("partager un collecteur entre clients", "share a collector"))
 @reason_option
 @click.pass_context
 def readdress(ctx: click.Context, number: int, typed: str, application: str, force: bool, reason: str) -> None:

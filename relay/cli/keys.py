@@ -16,7 +16,9 @@ def keys() -> None:
     pass
 
 
-kind_option = click.option("--kind", type=click.Choice(["rsa", "ed25519"]), default="rsa", show_default=True)
+kind_option = click.option(
+    "--kind", type=click.Choice(["rsa", "ed25519"]), default="rsa", show_default=True, help=t("algorithme", "algorithm")
+)
 
 
 @keys.command(help=t("Crée une clé et dit l'enregistrement à publier.", "Makes a key and tells the record to publish."))
@@ -74,7 +76,7 @@ def _next_steps(config: Config, selector: str) -> None:
     )
 
 
-@keys.command("list")
+@keys.command("list", help=t("Les clés et leurs enregistrements.", "The keys and their records."))
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:

@@ -99,13 +99,15 @@ def short_filters(function: F) -> F:
 
 
 def _gathered(function: F, gather: "Callable[..., Filter]", states: str) -> F:
-    @click.option("--state", "states", multiple=True, metavar="STATE", help=states or None)
-    @click.option("--client", default="", metavar="SLUG")
-    @click.option("--collector", default="", metavar="ADDRESS")
-    @click.option("--sender", default="", metavar="ADDRESS")
+    @click.option("--state", "states", multiple=True, metavar="STATE", help=states or t("cet état", "this state"))
+    @click.option("--client", default="", metavar="SLUG", help=t("ce dossier client", "this client"))
+    @click.option("--collector", default="", metavar="ADDRESS", help=t("vers ce collecteur", "to this collector"))
+    @click.option("--sender", default="", metavar="ADDRESS", help=t("de cet expéditeur", "from this sender"))
     @click.option("--since", default="", metavar="WHEN", help=t('date ISO, ou "2 hours"', 'ISO date, or "2 hours"'))
     @click.option("--id", "ids", multiple=True, metavar="ID", help=t("envoi, message ou document", "of anything"))
-    @click.option("--limit", type=click.IntRange(1, 1_000_000_000), default=None)
+    @click.option(
+        "--limit", type=click.IntRange(1, 1_000_000_000), metavar="N", help=t("N lignes au plus", "at most N")
+    )
     @click.option("--after", default="", metavar="ID", help=t("après cette ligne", "after this row"))
     @click.pass_context
     def wrapped(ctx: click.Context, /, **given: Any) -> Any:

@@ -24,7 +24,7 @@ def runs() -> None:
     pass
 
 
-@runs.command("list")
+@runs.command("list", help=t("Les passages et leurs comptes.", "Past runs and their counts."))
 @json_option
 @short_filters
 @click.pass_context

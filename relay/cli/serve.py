@@ -21,7 +21,7 @@ def serve(ctx: click.Context) -> None:
 
     config = settings(ctx)
     ruleset = rules(config)
-    log.set_up()
+    log.set_up(config.relay.log)
 
     def welcome(bound: list[str]) -> None:
         if config.source.startswith("("):

@@ -1,6 +1,7 @@
 """What the log says of an exception: where and of what kind, never over whose mail."""
 
 import asyncio
+import json
 import logging
 import ssl
 import subprocess
@@ -137,6 +138,38 @@ def test_whoever_writes_to_stderr_does_it_our_way() -> None:
     kinds = ["ERROR trouble id=unraisable", "ERROR trouble id=thread", "ERROR foreign logger=mail.log", "ERROR trouble"]
     assert [line.startswith(kind) for line, kind in zip(lines, kinds, strict=True)] == [True] * 4, done.stderr
     assert done.returncode == 1 and NAME not in done.stderr and NAME not in done.stdout
+
+
+JOURNAL = """
+import os
+from relay import log
+seen = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{seen.st_dev}:{seen.st_ino}"
+log.set_up("%s")
+log.accepted("k3", size=7, peer="192.0.2.1", deliveries=2)
+log.trouble("k4", KeyError("quetzal"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("text", ["<6>accepted message=k3 size=7 peer=192.0.2.1 deliveries=2", "<3>trouble id=k4 error=KeyError"]),
+        ("json", [{"level": "info", "event": "accepted", "message": "k3", "size": 7, "peer": "192.0.2.1", "deliveries": 2},
+                  {"level": "error", "event": "trouble", "id": "k4", "error": "KeyError"}]),
+    ],
+)  # fmt: skip
+def test_the_journal_is_told_levels_and_programs_get_objects(form: str, said: list[object]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JOURNAL % form], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    lines = done.stderr.splitlines()
+    if form == "text":
+        assert lines == said
+    else:
+        assert [line[:3] for line in lines] == ["<6>", "<3>"]
+        found = [json.loads(line[3:]) for line in lines]
+        assert all(each.pop("at") for each in found) and found == said
 
 
 def test_a_client_is_a_hash(caplog: pytest.LogCaptureFixture) -> None:
