@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,17 +34,33 @@ class Finding:
 @click.option("--store", is_flag=True, help=t("lignes et octets se répondent-ils ?", "do rows and bytes agree?"))
 @click.option("--deep", is_flag=True, help=t("avec --store : chaque SHA-256", "with --store: every SHA-256"))
 @click.option("--mend", is_flag=True, help=t("avec --store : répare ce qui est sûr", "with --store: mend what is sure"))
+@click.option(
+    "--health", is_flag=True, help=t("pour une sonde : sert-il, en ce moment ?", "for a probe: does it serve?")
+)
 @reason_option
 @json_option
 @click.pass_context
-def check(ctx: click.Context, store: bool, deep: bool, mend: bool, reason: str, as_json: bool) -> None:
+def check(ctx: click.Context, store: bool, deep: bool, mend: bool, health: bool, reason: str, as_json: bool) -> None:
     from relay.daemon import take_identity
 
     config = settings(ctx)
+    if health:
+        _tell(ctx, list(_alive(config)), as_json=as_json)
+        return
     if (deep or mend) and not store:
         raise click.UsageError(t("--deep et --mend vont avec --store.", "--deep and --mend go with --store."))
     take_identity(config.relay.data)  # what root may read, the daemon may not
     findings = _look(config, deep=deep, mend=mend, why=reason) if store else list(_findings(config, rules(config)))
+    _tell(ctx, findings, as_json=as_json)
+
+
+def _alive(config: Config) -> Iterator[Finding]:
+    from relay.cli import health
+
+    return health.findings(config)
+
+
+def _tell(ctx: click.Context, findings: list[Finding], *, as_json: bool) -> None:
     rows = [{"subject": f.subject, "ok": f.ok, "finding": f.finding, "remedy": f.remedy} for f in findings]
     emit(rows, ("subject", "ok", "finding", "remedy"), as_json=as_json)
     if not all(finding.ok for finding in findings):
@@ -88,10 +105,16 @@ def _data(config: Config) -> Iterator[Finding]:
     mode = stat.S_IMODE(data.stat().st_mode)
     loose = bool(mode & 0o077)
     yield Finding("data", not loose, f"{data} {mode:04o}", f"chmod 700 {data}" if loose else "")
+    yield disk(data)
+
+
+def disk(data: Path) -> Finding:
     usage = shutil.disk_usage(data)
     free = usage.free / usage.total
     remedy = t("libérez de la place : le courrier est refusé (452) en dessous de 5 %", "free some space: 452 under 5 %")
-    yield Finding("disk", free >= LEAST_FREE, f"{free:.0%} {t('libres', 'free')}", "" if free >= LEAST_FREE else remedy)
+    return Finding(
+        "disk", free >= LEAST_FREE, f"{free:.0%} {t('libres', 'free')}", "" if free >= LEAST_FREE else remedy
+    )
 
 
 def _sqlite() -> Iterator[Finding]:
