@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test demo bench crash faults fuzz soak lock lint clean
+.PHONY: setup run test demo bench crash faults fuzz soak deb lock lint clean
 
 setup: .venv/.installed
 
@@ -54,6 +54,10 @@ soak: .venv/.dev
 bench: .venv/.dev
 	@sh deploy/install-debian bench
 	$(BIN)/python -m tests.bench
+
+deb: .venv/.dev
+	@sh deploy/install-debian run
+	PYTHON=$(BIN)/python sh deploy/debian/build dist
 
 # Hashes, and no index address: the lock works with whatever registry the machine is set up for.
 COMPILE := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe \

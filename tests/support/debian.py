@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOTS = Path(__file__).resolve().parents[2] / ".venv" / "debian"
-UNPACKED = {"postfix": "usr/lib/postfix/sbin/master", "knot": "usr/sbin/knotd"}
+UNPACKED = {"postfix": "usr/lib/postfix/sbin/master", "knot": "usr/sbin/knotd", "systemd": "usr/bin/systemd-analyze"}
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
@@ -33,7 +33,8 @@ def library_path(package: str) -> str:
     """LD_LIBRARY_PATH for the programs of an unpacked package: it brought the libraries this machine lacks."""
     triplet = f"{platform.machine()}-linux-gnu"
     root = root_of(package)
-    return ":".join(str(root / part) for part in (f"usr/lib/{package}", f"usr/lib/{triplet}", f"lib/{triplet}"))
+    parts = (f"usr/lib/{package}", f"usr/lib/{triplet}/{package}", f"usr/lib/{triplet}", f"lib/{triplet}")
+    return ":".join(str(root / part) for part in parts)
 
 
 def lacking(name: str) -> str | None:
