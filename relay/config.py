@@ -83,6 +83,13 @@ class Ged:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    weeks: int = 12
+    usual: int = 8
+    after: timedelta = timedelta(days=10)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     relay: Relay = Relay()
     smtp: Smtp = Smtp()
@@ -90,6 +97,7 @@ class Config:
     delivery: Delivery = field(default_factory=Delivery)
     dkim: Dkim = Dkim()
     ged: Ged = Ged()
+    silence: Silence = Silence()
     source: str = "(built-in defaults)"
 
     @property

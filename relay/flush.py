@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from relay import care, clock, log, scan
+from relay import care, clock, log, scan, silence
 from relay.commit import Writer
 from relay.config import Config
 from relay.directory import list_again
@@ -108,6 +108,10 @@ async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
         told = await notices.tell_sender(taken, outcome)
         if not told and taken.route not in ("dsn", "warning"):
             lines.append(f"- envoi {taken.id} ({taken.client}) : {outcome.reply}")
+    for slug, since in await silence.newly_silent(means.config, means.db, means.writer, clock.now()):
+        facts: dict[str, str | int] = {"client": slug, "since": since.since.isoformat(), "documents": since.documents}
+        lines.append(f"- {history(Reason('silent', facts), language)}")
+        log.client_silent(slug)
     lines += [f"- envoi {waiting} : en attente depuis trop longtemps" for waiting in sender.tally.warned]
     await notices.warn_postmaster(lines)
 

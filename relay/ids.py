@@ -14,8 +14,16 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 
 def new(now: datetime) -> str:
     """Milliseconds since 1970 (50 bits), then 30 random bits."""
-    number = int(now.timestamp() * 1000) << 30 | secrets.randbits(30)
+    return _written(int(now.timestamp() * 1000) << 30 | secrets.randbits(30))
+
+
+def _written(number: int) -> str:
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(75, -1, -5))
+
+
+def least(now: datetime) -> str:
+    """No id made from then on is below it."""
+    return _written(int(now.timestamp() * 1000) << 30)
 
 
 def token(key: bytes) -> str:

@@ -215,6 +215,10 @@ def client_unclear(slug: str, why: str) -> None:
     _warn("client-unclear", client=_hashed(slug), why=why)
 
 
+def client_silent(slug: str) -> None:
+    _warn("client-silent", client=_hashed(slug))
+
+
 def recovered(deliveries: int, files: int) -> None:
     _info("recovered", deliveries=deliveries, orphan_files=files)
 

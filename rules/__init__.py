@@ -18,6 +18,7 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | May this delivery change so, and when is its next attempt?      | `lifecycle.after`, `reschedule`   |
 | When is the next run, and was one missed?                       | `lifecycle.next_run`, `catch_up`  |
 | What does this answer of the far side mean, and for how much?   | `outcome.of_reply`, `of_fault`    |
+| Has this client fallen silent?                                  | `silence.look`                    |
 | Is this a bounce, and of what?                                  | `bounce.read`                     |
 | In which words do we say so?                                    | `replies`                         |
 """

@@ -247,6 +247,11 @@ HISTORY: dict[str, tuple[str, str]] = {
         "Connected folder in doubt ({doubt}): nothing is concluded from it. See that its disk is mounted; "
         "if it is right as it is: connections accept.",
     ),
+    "silent": (
+        "{client} : aucun document depuis le {since}, {documents} auparavant. "
+        "Vérifiez avec le cabinet que l'envoi automatique fonctionne.",
+        "{client}: no document since {since}, {documents} before. Ask the firm whether its automatic sending works.",
+    ),
     "unsettled": (
         "Encore en cours d'écriture : regardé de nouveau au prochain passage.",
         "Still being written: looked at again by the next run.",

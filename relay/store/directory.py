@@ -122,7 +122,9 @@ def _put(db: Database, slug: str, found: Sequence[Folder], same: Client | None, 
 def put_client(db: Database, client: Client) -> None:
     """Adds or replaces one client; inside a transaction. The caller calls `touch`."""
     db.conn.execute(
-        "INSERT OR REPLACE INTO client (slug, folder, aliases, fiscal_year_end, state, identity) VALUES (?, ?, ?, ?, ?, ?)",
+        """INSERT INTO client (slug, folder, aliases, fiscal_year_end, state, identity) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (slug) DO UPDATE SET folder = excluded.folder, aliases = excluded.aliases, state = excluded.state,
+          fiscal_year_end = excluded.fiscal_year_end, identity = excluded.identity""",
         (
             client.slug,
             client.folder,

@@ -190,7 +190,8 @@ CREATE TABLE client (
     aliases TEXT NOT NULL DEFAULT '[]',
     fiscal_year_end TEXT NOT NULL DEFAULT '',  -- MM-DD
     identity TEXT NOT NULL DEFAULT '', -- device:inode of the folder, by which a renamed one is known again
-    state TEXT NOT NULL CHECK (state IN ('listed', 'added', 'ambiguous', 'gone'))
+    state TEXT NOT NULL CHECK (state IN ('listed', 'added', 'ambiguous', 'gone')),
+    silent_since TEXT NOT NULL DEFAULT ''      -- the day of its last document, where its silence has been told of
 ) WITHOUT ROWID;
 CREATE TABLE refusal (
     id TEXT PRIMARY KEY,
