@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rules import toml
 
-Senders = Literal["trusted", "anyone"]
+Senders = Literal["trusted", "anyone"] | frozenset[str]  # or domains that must pass DMARC
 KINDS = ("zip", "archive", "executable", "html", "empty")
 
 
@@ -60,7 +60,8 @@ class Rule:
     case: Literal["lower", "preserve"] = "lower"
     origins: frozenset[str] = frozenset()  # domains whose documents are never sent back
     small_image: int = 20_000  # bytes below which a referenced image is layout
-    sender: str = ""  # the identity a collector insists on for deposits; empty = [delivery] sender
+    sender: str = ""  # the identity a collector insists on for messages of ours; empty = [delivery] sender
+    relay_as: Literal["received", "new", "auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +136,12 @@ def _line(text: str, key: str, rule: str = "") -> int:
     return found
 
 
+_SENDERS = ("trusted", "anyone")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "senders": ("trusted", "anyone"),
     "names": ("any", "registered"),
     "documents": ("required", "optional"),
     "case": ("lower", "preserve"),
+    "relay_as": ("received", "new", "auto"),
 }
 _LISTS = ("refuse", "accept", "origins")
 _SIZES = ("max_document_size", "small_image")
@@ -149,7 +151,7 @@ _TEXTS = ("address", "relay", "file", "sender")
 def _rule(name: str, table: Any, where: _Where) -> Rule:
     if not isinstance(table, dict):
         raise where.error(name, "is not a table", f"write [rule.{name}] and its keys below")
-    known = {*_CHOICES, *_LISTS, *_SIZES, *_TEXTS}
+    known = {"senders", *_CHOICES, *_LISTS, *_SIZES, *_TEXTS}
     for key in table:
         if key not in known:
             raise where.error(key, "unknown key", f"one of {', '.join(sorted(known))}")
@@ -168,10 +170,10 @@ def _rule(name: str, table: Any, where: _Where) -> Rule:
             "relay", f"uses {{{relay.field}}}, which the address has not", "use the same placeholder in both"
         )
     if "file" in texts:
-        _check_folder(texts["file"], where)
-        if address.field != "client":
-            raise where.error("address", "a filing rule needs {client}", 'write address = "ventes+{client}"')
+        _check_filing(texts["file"], choices, address, where)
     options: dict[str, Any] = {**choices, **lists, **sizes}
+    if "senders" in table:
+        options["senders"] = _senders(table["senders"], where)
     return Rule(name, address, relay, texts.get("file"), sender=texts.get("sender", ""), **options)
 
 
@@ -188,6 +190,23 @@ def _choice(table: dict[str, Any], key: str, where: _Where) -> str:
         known = "one of " + ", ".join(f'"{c}"' for c in _CHOICES[key])
         raise where.error(key, f"« {toml.shown(value)} » is not known", known)
     return str(value)
+
+
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+")
+
+
+def _senders(value: Any, where: _Where) -> Senders:
+    remedy = 'one of "trusted", "anyone", or a list of domains that must pass DMARC: senders = ["cabinet.example"]'
+    if isinstance(value, str) and value in _SENDERS:
+        return "anyone" if value == "anyone" else "trusted"
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise where.error("senders", f"« {toml.shown(value)} » is not known", remedy)
+    if not value:
+        raise where.error("senders", "an empty list", 'write "trusted": trusted networks and users only')
+    for item in value:
+        if not _DOMAIN.fullmatch(item.lower()):
+            raise where.error("senders", f"« {toml.shown(item)} » is not a domain", remedy)
+    return frozenset(item.lower() for item in value)
 
 
 def _list(table: dict[str, Any], key: str, where: _Where) -> frozenset[str]:
@@ -225,6 +244,14 @@ def _pattern(text: str, key: str, where: _Where, *, domain: bool) -> Pattern:
     if domain and (not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", host) or (fields and "@" in before)):
         raise where.error(key, f"« {host} » is not a domain", "write the collector's full domain")
     return Pattern(before, fields[0] if fields else "", after)
+
+
+def _check_filing(template: str, choices: dict[str, str], address: Pattern, where: _Where) -> None:
+    _check_folder(template, where)
+    if address.field != "client":
+        raise where.error("address", "a filing rule needs {client}", 'write address = "ventes+{client}"')
+    if "relay_as" in choices:
+        raise where.error("relay_as", "a filing rule relays nothing", "remove the line")
 
 
 def _check_folder(template: str, where: _Where) -> None:
