@@ -7,16 +7,20 @@ bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from email.utils import getaddresses
 from functools import partial
 from typing import Any, BinaryIO
 
 from sqlite_utils import Database
 
 from relay import clock, ids, log
+from relay.authenticate import Authenticator, Mail
 from relay.commit import Commits
 from relay.compose import LOOP_HEADER
 from relay.config import Config
 from relay.directory import Directory, Unclear, Unknown
+from relay.dns import Resolver
 from relay.draft import Draft, Envelope, Judged, Recipient, message_id
 from relay.examine import examine, is_only_text, seekable
 from relay.mime import Message, Part, Scanner
@@ -24,8 +28,10 @@ from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
 from relay.store import intake
 from relay.store.database import Anchor, is_busy
-from rules import access, address, attachment, bounce, filing, path, replies
+from rules import access, address, attachment, bounce, filing, forwarding, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
+from rules.authentication import Authentication
+from rules.names import text
 from rules.replies import Reply
 from rules.ruleset import Rule, RuleSet
 
@@ -40,6 +46,7 @@ class Intake:
     def __init__(
         self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Commits, directory: Directory, token_key: bytes
     ) -> None:
+        self._asked: tuple[str, ...] | None = None  # the name servers that the authenticator asks
         self.adopt(config, ruleset)
         self.spool = spool
         self.writer = writer
@@ -57,6 +64,10 @@ class Intake:
         self.config, self.ruleset = config, ruleset
         self.trusted = access.networks(config.smtp.trusted_networks)
         self.origins = frozenset(domain for rule in ruleset.rules for domain in rule.origins)
+        self.forwarders = access.forwarders(config.authentication.forwarders)
+        if self._asked != config.delivery.dns:
+            self._asked = config.delivery.dns
+            self.authenticator = Authenticator(Resolver(config.delivery.dns))
 
     def peer(self, ip: str) -> access.Peer:
         return access.Peer(ip, access.is_trusted(ip, self.trusted))
@@ -69,7 +80,7 @@ class Intake:
             self._free_until = now + 1
         return self._full
 
-    def recipient(self, argument: path.Path, peer: access.Peer) -> Recipient | Reply | None:
+    def recipient(self, argument: path.Path, peer: access.Peer, sender: str = "") -> Recipient | Reply | None:
         """One RCPT, judged alone (domain.md §4): headers never decide, and neither do the other recipients.
 
         None: to be asked again after `list_clients`, since a client's folder may just have been made.
@@ -78,7 +89,7 @@ class Intake:
         route = address.route(argument, self.ruleset, domain, self.directory.registered())
         if isinstance(route, address.Refuse):
             return route.reply
-        allowed = access.may_send(route, peer)
+        allowed = access.may_send(route, peer, sender)
         if isinstance(allowed, access.Refuse):
             # Which addresses are registered is the firm's secret: they are refused as they would be if they were not.
             unregistered = address.route(argument, self.ruleset, domain, {})
@@ -129,6 +140,7 @@ class Intake:
         """Until no commit is under way: the last thing before the writer stops."""
         if self._under_way:
             await asyncio.wait(self._under_way)
+        self.authenticator.close()
 
     def begin(self, envelope: Envelope, recipients: Sequence[Recipient]) -> "Transaction":
         return Transaction(self, envelope, tuple(recipients))
@@ -176,14 +188,76 @@ class Transaction:
     async def _finish(self, refused: Reply | None) -> Reply:
         message = self._scanner.close()
         refused = refused or _structure(message, self._door.config.relay.domain)
+        service = self._service(message) if refused is None else None
+        if service is not None:
+            return await self._keep(message, service)
         judged = await self._judge(message) if refused is None else []
         refused = refused or self._content(judged)
-        if refused is None:
-            return await self._commit(message, judged)
-        if refused.final:
-            await self._record_refusal(message, judged, refused)
+        known = await self._authenticate(message) if refused is None else None
+        refused = refused or self._access(known or Authentication())
+        if refused is not None:
+            return await self._refuse(message, refused, judged=judged, known=known)
+        return await self._commit(message, self._draft(known).rows(message, judged, self._bounces()))
+
+    async def _refuse(
+        self, message: Message, reply: Reply, *, judged: Sequence[Judged] = (), known: Authentication | None = None
+    ) -> Reply:
+        if reply.final:
+            await self._record_refusal(message, judged, reply, known)
         self.abort()
-        return refused
+        return reply
+
+    # --- who wrote it -----------------------------------------------------------------------------------------------
+
+    async def _authenticate(self, message: Message) -> Authentication | None:
+        """None where nobody wants to know."""
+        verify = self._door.config.authentication.verify
+        concerned = any(not isinstance(r.route, address.Bounce) for r in self._recipients)
+        if not concerned or verify == "none" or (verify == "strangers" and self._envelope.peer.trusted):
+            return None
+        return await self._ask(message)
+
+    async def _ask(self, message: Message) -> Authentication:
+        mail = Mail(
+            peer=self._envelope.peer.ip,
+            helo=self._envelope.helo,
+            sender=self._envelope.sender,
+            header_end=message.header_end,
+            size=message.size,
+            read=self._incoming.read,
+        )
+        return await self._door.authenticator.authenticate(mail)
+
+    def _access(self, known: Authentication) -> Reply | None:
+        word = access.at_end(
+            [recipient.route for recipient in self._recipients],
+            self._envelope.peer,
+            sender=self._envelope.sender,
+            known=known,
+            trusted=self._door.forwarders,
+        )
+        return word.reply if isinstance(word, access.Refuse) else None
+
+    # --- a mailbox's service that asks for a forward to be confirmed --------------------------------------------------
+
+    def _service(self, message: Message) -> forwarding.Service | None:
+        """Who asks, by the mail's own words; None for all other mail, and where nobody's words can be proved."""
+        if self._door.config.authentication.verify == "none" or not self._rules():
+            return None
+        return forwarding.claimed(_authors(message))
+
+    async def _keep(self, message: Message, service: forwarding.Service) -> Reply:
+        """It goes to no collector and into no folder, whatever it is: kept if it is what it says, else refused."""
+        known = await self._ask(message)
+        match forwarding.proved(service, _authors(message), known):
+            case forwarding.Unclear():
+                return await self._refuse(message, replies.UNVERIFIED)
+            case forwarding.Forged():
+                return await self._refuse(message, replies.NOT_ALLOWED, known=known)
+        words = "\n".join(part.head.decode(errors="replace") for part in message.parts if part.leaf.type in _TEXTS)
+        asked = forwarding.read(service, message.header("subject") or "", words)
+        draft = replace(self._draft(known), verification=asked)
+        return await self._commit(message, draft.rows(message, [], self._bounces()))
 
     # --- content ----------------------------------------------------------------------------------------------------
 
@@ -229,7 +303,9 @@ class Transaction:
             return replies.NO_DOCUMENT
         return None
 
-    async def _record_refusal(self, message: Message, judged: Sequence[Judged], reply: Reply) -> None:
+    async def _record_refusal(
+        self, message: Message, judged: Sequence[Judged], reply: Reply, known: Authentication | None
+    ) -> None:
         envelope = self._envelope
         refusal = intake.Refusal(
             id=self.id,
@@ -241,15 +317,15 @@ class Transaction:
             message_id=message_id(message),
             documents=tuple(_refused_facts(j) for j in judged),
             reply=f"{reply.code} {reply.enhanced} {reply.text()}",
+            authentication=known,
         )
         await self._door.writer.write(partial(_add_refusal, refusal))
         log.refused(self.id, reply)
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
-    async def _commit(self, message: Message, judged: Sequence[Judged]) -> Reply:
+    async def _commit(self, message: Message, accepted: intake.Accepted) -> Reply:
         self._door.anchor.confirm()  # before: rows in a file without a name would be sent, and not be there afterwards
-        accepted = self._draft().rows(message, judged, self._bounces())
         body = self._incoming.small
         key = "" if body is not None else await asyncio.to_thread(self._incoming.settle)
         try:
@@ -272,9 +348,10 @@ class Transaction:
             self._door.on_filings()
         return replies.accepted(committed.message)
 
-    def _draft(self) -> Draft:
+    def _draft(self, known: Authentication | None) -> Draft:
         door = self._door
-        return Draft(door.config, self._envelope, self._recipients, self.id, self._now, door.token_key, door.origins)
+        about = (self._envelope, self._recipients, self.id, self._now)
+        return Draft(door.config, *about, door.token_key, door.origins, known)
 
     def _bounces(self) -> tuple[tuple[str, bounce.Bounce | None], ...]:
         tokens = [r.route.token for r in self._recipients if isinstance(r.route, address.Bounce)]
@@ -296,6 +373,8 @@ def _add_refusal(refusal: intake.Refusal, db: Database, _: str) -> None:
     intake.record_refusal(db, refusal)
 
 
+_TEXTS = ("text/plain", "text/html")
+
 _PROBLEMS = {
     "header-too-big": replies.HEADER_TOO_BIG,
     "too-many-parts": replies.TOO_MANY_PARTS,
@@ -313,6 +392,17 @@ def _structure(message: Message, domain: str) -> Reply | None:
     loop = LOOP_HEADER.lower()
     ours = any(name == loop and value.strip().lower() == domain.encode() for name, value in message.headers)
     return replies.LOOP if ours or message.received_count > MAX_RECEIVED else None
+
+
+def _authors(message: Message) -> list[str]:
+    """The addresses of all From fields; none where that need not be known, for no service is among them."""
+    written = [text(value) for name, value in message.headers if name == "from"]
+    if not forwarding.is_named(" ".join(written)):
+        return []
+    try:
+        return [found for _, found in getaddresses(written) if found]
+    except RecursionError:  # groups within groups are no service's
+        return []
 
 
 def _refused_facts(j: Judged) -> dict[str, object]:

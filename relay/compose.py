@@ -12,7 +12,7 @@ import hashlib
 import re
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
@@ -42,15 +42,17 @@ class Received:
     id: str
     at: datetime  # with zone
     tls: str = ""  # "TLSv1.3"
+    results: str = ""  # value of our Authentication-Results, folded; "" = none
 
 
 def relayed(block: bytes, received: Received) -> bytes:
-    """The header block that leaves for the one that came: our Received and loop field, then the original octets.
+    """The header block that leaves for the one that came: our trace and loop field, then the original octets.
 
     `block` reaches to its empty line, inclusive. The only thing dropped is an Authentication-Results bearing our name:
     a reader would take it for ours (RFC 8601 §5).
     """
-    ours = _trace(received) + _field(LOOP_HEADER, received.domain)
+    results = _field("Authentication-Results", received.results) if received.results else b""
+    ours = results + _trace(received) + _field(LOOP_HEADER, received.domain)
     return ours + (_without_forged(block, {received.hostname.lower(), received.domain.lower()}) or b"\r\n")
 
 
@@ -93,7 +95,7 @@ def _authserv_id(value: bytes) -> str:
 
 
 # ---
-# A deposit
+# A document in a message of ours: a deposit, or those of a mail
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,27 +139,76 @@ class Composed:
 def deposit(document: Enclosed, letter: Letter) -> Composed:
     """The new message that carries one deposited document."""
     boundary = _boundary("deposit", document.id)
-    name = _clean(document.name).encode()[:MAX_NAME].decode(errors="ignore") or "document"
-    sender_name = _clean(letter.sender_name)
-    facts = {"{name}": name, "{sender_name}": sender_name}
-    text = re.sub("|".join(facts), lambda match: facts[match[0]], letter.text)
+    name = _name(document)
     header = b"".join(
         (
-            _field("From", f"{_phrase(sender_name)} <{_address(letter.sender)}>".lstrip()),
-            _field("To", f"<{_address(letter.recipient)}>"),
-            _field("Subject", _words(name)),
-            _field("Date", format_datetime(letter.date)),
-            _field("Message-ID", _token(letter.message_id)),
-            _field(LOOP_HEADER, _token(letter.domain)),
-            _field("X-Welyb-Document-Id", _token(document.id)),
-            _field("X-Welyb-Document-SHA256", _token(document.sha256)),
+            *_heading(letter, name),
+            *_identity(document),
             _field("Auto-Submitted", "auto-generated"),  # RFC 3834 §5
             *_mime("multipart/mixed", boundary),
         )
     )
-    part = _text_part(boundary, text) + _open_part(boundary, *_attachment(document.type, name))
+    text = _text_part(boundary, _text(letter, name))
+    part = text + _open_part(boundary, *_attachment(document.type, name))
     closing = _close(boundary)
     return Composed(header, part, closing, len(header) + len(part) + encoded_size(document.size) + len(closing))
+
+
+MAX_SUBJECT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The message is `header`, then each of `parts` with its document by `encode_base64`, then `closing`."""
+
+    header: bytes
+    parts: tuple[bytes, ...]
+    closing: bytes
+    size: int
+
+
+def bundle(documents: Sequence[Enclosed], letter: Letter, subject: str) -> Bundle:
+    """The new message that carries the documents of a mail, at least one, under the subject of that mail."""
+    boundary = _boundary("bundle", letter.message_id)
+    names = [_name(document) for document in documents]
+    header = b"".join(
+        (
+            *_heading(letter, _clean(subject)[:MAX_SUBJECT] or names[0]),
+            _field("Auto-Submitted", "auto-generated"),
+            *_mime("multipart/mixed", boundary),
+        )
+    )
+    parts = [
+        b"\r\n" + _open_part(boundary, *_identity(document), *_attachment(document.type, name))
+        for document, name in zip(documents, names, strict=True)
+    ]
+    parts[0] = _text_part(boundary, _text(letter, ", ".join(names))) + parts[0].removeprefix(b"\r\n")
+    closing = _close(boundary)
+    encoded = sum(encoded_size(document.size) for document in documents)
+    return Bundle(header, tuple(parts), closing, len(header) + sum(map(len, parts)) + encoded + len(closing))
+
+
+def _heading(letter: Letter, subject: str) -> Iterator[bytes]:
+    yield _field("From", f"{_phrase(_clean(letter.sender_name))} <{_address(letter.sender)}>".lstrip())
+    yield _field("To", f"<{_address(letter.recipient)}>")
+    yield _field("Subject", _words(subject))
+    yield _field("Date", format_datetime(letter.date))
+    yield _field("Message-ID", _token(letter.message_id))
+    yield _field(LOOP_HEADER, _token(letter.domain))
+
+
+def _identity(document: Enclosed) -> Iterator[bytes]:
+    yield _field("X-Welyb-Document-Id", _token(document.id))
+    yield _field("X-Welyb-Document-SHA256", _token(document.sha256))
+
+
+def _name(document: Enclosed) -> str:
+    return _clean(document.name).encode()[:MAX_NAME].decode(errors="ignore") or "document"
+
+
+def _text(letter: Letter, name: str) -> str:
+    facts = {"{name}": name, "{sender_name}": _clean(letter.sender_name)}
+    return re.sub("|".join(facts), lambda match: facts[match[0]], letter.text)
 
 
 def addressed(block: bytes, recipient: str) -> bytes:

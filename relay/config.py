@@ -55,6 +55,12 @@ class Smtp:
 
 
 @dataclass(frozen=True, slots=True)
+class Authentication:
+    verify: Literal["all", "strangers", "none"] = "all"
+    forwarders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     every: timedelta = timedelta(minutes=15)
     settle: timedelta = timedelta(seconds=5)
@@ -93,6 +99,7 @@ class Silence:
 class Config:
     relay: Relay = Relay()
     smtp: Smtp = Smtp()
+    authentication: Authentication = Authentication()
     run: Run = Run()
     delivery: Delivery = field(default_factory=Delivery)
     dkim: Dkim = Dkim()
@@ -266,6 +273,12 @@ def _check(config: Config, top: _Place) -> None:
         access.networks(config.smtp.trusted_networks)
     except ValueError as error:
         raise at("smtp").error("trusted_networks", str(error), 'write networks like "192.0.2.0/24"') from None
+    try:
+        access.forwarders(config.authentication.forwarders)
+    except ValueError as error:
+        raise at("authentication").error(
+            "forwarders", str(error), 'write networks like "192.0.2.0/24" or domains like "lists.example.org"'
+        ) from None
     _check_names(config, at)
     if config.relay.postmaster:
         _check_address(config.relay.postmaster, "postmaster", at("relay"))

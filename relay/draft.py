@@ -16,6 +16,9 @@ from relay.store import intake
 from relay.store.directory import Client
 from rules import access, address, attachment, bounce, lifecycle
 from rules.attachment import Content, Document, Skip
+from rules.authentication import Authentication
+from rules.form import form
+from rules.forwarding import Verification
 from rules.lifecycle import State
 from rules.replies import Reason
 from rules.ruleset import Rule
@@ -65,7 +68,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What is known of a mail besides itself. `origins` are the domains of all rules whose mail is marked."""
+    """What is known of a mail besides itself. `origins` are the domains of all rules whose mail is marked.
+
+    `known` is None where nobody asked who wrote it; `verification`, a mailbox service's question, is kept and goes nowhere
+    but to people.
+    """
 
     config: Config
     envelope: Envelope
@@ -74,6 +81,8 @@ class Draft:
     now: datetime
     token_key: bytes
     origins: frozenset[str]
+    known: Authentication | None = None
+    verification: Verification | None = None
 
     def rows(self, message: Message, judged: Sequence[Judged], bounces: Bounces) -> intake.Accepted:
         """Everything the mail adds."""
@@ -81,14 +90,19 @@ class Draft:
         told = self._message(message)
         deliveries = _Deliveries(self, told, documents)
         for recipient in self.recipients:
-            deliveries.add(recipient)
+            if not self._is_asked(recipient):
+                deliveries.add(recipient)
         return intake.Accepted(
             message=told,
             recipients=tuple({r.address: self._recipient(r) for r in self.recipients}.values()),
             documents=documents,
             deliveries=tuple(deliveries.made),
             bounces=bounces,
+            verification=self.verification,
         )
+
+    def _is_asked(self, recipient: Recipient) -> bool:
+        return self.verification is not None and recipient.rule is not None
 
     def _message(self, message: Message) -> intake.NewMessage:
         envelope = self.envelope
@@ -107,10 +121,17 @@ class Draft:
             body="8bit" if message.eight_bit else "7bit",
             origin=self._origin(message),
             foreign=envelope.peer.trusted and message.received_count > 0,
+            authentication=self.known,
         )
 
     def _origin(self, message: Message) -> str:
-        """The application this mail came from, by From or envelope, whatever rule names it as an origin; else ""."""
+        """The application this mail came from, by envelope, From or signature, whatever rule names it; else ""."""
+        return self._named(message) or next(iter(sorted(self._signers() & self.origins)), "")
+
+    def _signers(self) -> frozenset[str]:
+        return self.known.signers if self.known else frozenset()
+
+    def _named(self, message: Message) -> str:
         author = message.header("from") or ""
         if not any(domain in author.lower() or domain in self.envelope.sender.lower() for domain in self.origins):
             return ""  # the usual case, without reading the field
@@ -122,7 +143,7 @@ class Draft:
         return next((d for d in (c.rpartition("@")[2].lower() for c in claimed) if d in self.origins), "")
 
     def _recipient(self, recipient: Recipient) -> intake.NewRecipient:
-        kind = type(recipient.route).__name__.lower()
+        kind = "forwarding" if self._is_asked(recipient) else type(recipient.route).__name__.lower()
         return intake.NewRecipient(
             recipient.address, recipient.typed, kind, recipient.rule.name if recipient.rule else ""
         )
@@ -174,9 +195,12 @@ class _Deliveries:
             return  # the same RCPT twice, or two spellings of one collector: stored once
         self._targets.add(target.lower())
         kept = rule is None and not self._of.config.relay.postmaster
+        author = self._author(rule)
+        id_ = self._next_id()
+        own_id = f"<{id_}@{self._of.config.relay.domain}>"
         self.made.append(
             intake.NewDelivery(
-                id=self._next_id(),
+                id=id_,
                 kind="send",
                 route=rule.name if rule else "postmaster",
                 client=client,
@@ -189,12 +213,19 @@ class _Deliveries:
                 expires_at=self._expires,
                 sender=self._sender,
                 token=self._token,
-                outbound_message_id=self._message.message_id,
+                outbound_message_id=own_id if author else self._message.message_id,
                 size=self._message.size,
                 documents=self._documents,
                 origins=rule.origins if rule else frozenset(),
+                author=author,
             )
         )
+
+    def _author(self, rule: Rule | None) -> str:
+        """From of the message of ours that the documents leave in; "" where the mail leaves as it came."""
+        if rule is None or form(rule, self._of.known, len(self._documents)) == "received":
+            return ""
+        return rule.sender or self._of.config.delivery.sender
 
     def _file(self, recipient: Recipient, rule: Rule) -> None:
         client = recipient.client.slug if recipient.client else ""

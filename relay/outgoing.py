@@ -7,17 +7,23 @@ Limits: it blocks: for a thread. A large body is never held: it is hashed as it 
 """
 
 import errno
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 
 from relay import clock, compose, sign
 from relay.config import Config
 from relay.deliver import Job, Stored
+from relay.mime import Span, decoded
 from relay.sign import Signer
 from relay.spool import Body, Spool, SpoolError
-from relay.store.delivery import Claimed, Result
+from relay.store.delivery import Carried, Claimed, Result
 from relay.wire import LineDots
+from rules import authentication
 from rules.lifecycle import Change
+from rules.names import text
 from rules.replies import Reason
 
 MAX_HEADER = 256 * 1024
@@ -46,16 +52,14 @@ class Outgoing:
 
     def job(self, taken: Claimed, most: int) -> Job:
         """The message as it leaves. A body of up to `most` octets is held until it has left. Raises SpoolError."""
-        with self._spool.open(taken.spool) as body:
-            if body.size != taken.size:  # a file that was cut would pass for a short mail
-                raise SpoolError(f"{taken.spool}: {taken.size} bytes expected, {body.size} found")
+        if taken.author:
+            return self._of_ours(taken)
+        with self._opened(taken) as body:
             start = body.read(0, MAX_HEADER + 4)
             block = header_block(start)
             prefix = self._prefix(taken, block)
             rest = _rest(body, start, at=len(block), dots=LineDots(prefix[-2:]), most=most)
-        if self._signer is not None:
-            created = int(clock.instant(taken.created_at).timestamp())
-            prefix = self._signer.sign(sign.fields(prefix), rest.hash, created) + prefix
+        prefix = self._signed(taken, prefix, rest.hash)
         return Job(
             id=taken.id,
             sender=taken.sender,
@@ -66,6 +70,61 @@ class Outgoing:
             chunks=lambda: self._chunks(taken.spool, rest),
             stored=self._stored(taken.spool, rest),
         )
+
+    @contextmanager
+    def _opened(self, taken: Claimed) -> Iterator[Body]:
+        with self._spool.open(taken.spool) as body:
+            if body.size != taken.size:  # a file that was cut would pass for a short mail
+                raise SpoolError(f"{taken.spool}: {taken.size} bytes expected, {body.size} found")
+            yield body
+
+    def _signed(self, taken: Claimed, prefix: bytes, body_hash: bytes) -> bytes:
+        if self._signer is None:
+            return prefix
+        created = int(clock.instant(taken.created_at).timestamp())
+        return self._signer.sign(sign.fields(prefix), body_hash, created) + prefix
+
+    # --- a mail's documents in a message of ours ------------------------------------------------------------------------
+
+    def _of_ours(self, taken: Claimed) -> Job:
+        """Composed anew for each attempt, from what is stored alone."""
+        with self._opened(taken) as body:
+            subject = _subject(header_block(body.read(0, MAX_HEADER + 4)))
+        message = compose.bundle([_enclosed(document) for document in taken.carried], self._letter(taken), subject)
+        hashed = sign.SimpleBodyHash()
+        for chunk in self._written(taken, message):
+            hashed.feed(chunk)
+        prefix = self._signed(taken, message.header, hashed.digest())
+        return Job(
+            id=taken.id,
+            sender=taken.sender,
+            recipient=taken.target,
+            size=len(prefix) - len(message.header) + message.size,
+            eight_bit=False,
+            prefix=prefix,
+            chunks=lambda: self._written(taken, message),
+        )
+
+    def _letter(self, taken: Claimed) -> compose.Letter:
+        return compose.Letter(
+            sender=taken.author,
+            sender_name=self._config.delivery.sender_name,
+            recipient=taken.target,
+            message_id=taken.outbound_message_id,
+            date=clock.instant(taken.received_at).astimezone(self._config.zone),
+            domain=self._config.relay.domain,
+            text=self._config.delivery.text or compose.TEXT,
+        )
+
+    def _written(self, taken: Claimed, message: compose.Bundle) -> Iterator[bytes]:
+        """The body. Raises SpoolError where a document is not what was accepted, before the message is whole."""
+        with self._opened(taken) as body:
+            for part, document in zip(message.parts, taken.carried, strict=True):
+                yield part
+                yield from compose.encode_base64(_proved(decoded(body.read, _spans(document)), document))
+        yield message.closing
+
+    # --- a mail as it came, and messages of ours that are kept ----------------------------------------------------------
 
     def _chunks(self, key: str, rest: _Rest) -> Iterator[bytes]:
         if rest.kept is not None:
@@ -93,8 +152,37 @@ class Outgoing:
             id=taken.message,
             at=clock.instant(taken.received_at).astimezone(self._config.zone),
             tls=taken.tls,
+            results=self._results(taken),
         )
         return compose.relayed(block, received)
+
+    def _results(self, taken: Claimed) -> str:
+        if taken.authentication is None:
+            return ""
+        known = authentication.of_facts(json.loads(taken.authentication))
+        return authentication.results(known, self._config.relay.hostname, taken.original_sender)
+
+
+def _subject(block: bytes) -> str:
+    return next((text(value) for name, value in sign.fields(block) if name.lower() == b"subject"), "")
+
+
+def _enclosed(document: Carried) -> compose.Enclosed:
+    return compose.Enclosed(document.id, document.name, document.type, document.size, document.sha256)
+
+
+def _spans(document: Carried) -> tuple[Span, ...]:
+    return tuple(Span(*span) for span in json.loads(document.spans))
+
+
+def _proved(chunks: Iterator[bytes], document: Carried) -> Iterator[bytes]:
+    """The chunks, once through; they must be the document that was accepted."""
+    digest = sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    if digest.hexdigest() != document.sha256:
+        raise SpoolError(f"{document.id}: not the bytes that were accepted")
 
 
 def unreadable(error: SpoolError | OSError | EOFError) -> Result:

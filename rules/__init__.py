@@ -11,6 +11,10 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | May this peer send there?                                       | `access.may_send`                 |
 | In whose name is this mail written?                             | `author.domain`                   |
 | Does that domain vouch for it, and what does it ask for if not? | `dmarc.discover`, `conclude`      |
+| May it, with what SPF, DKIM and DMARC then say of the author?    | `access.at_end`                   |
+| In which words is the next host told so?                        | `authentication.results`          |
+| As what does a relayed mail leave?                              | `form.form`                       |
+| Does a mailbox's service ask whether mail may be forwarded here? | `forwarding.claimed`, `proved`, `read` |
 | Is this part of a mail a document, and do we take it?           | `attachment.judge`                |
 | What is this document called, and in which folder does it go?   | `filing.safe_name`, `filing.folder` |
 | Which slug is this client's?                                    | `filing.slug`                     |

@@ -1,11 +1,14 @@
 """What is known of who wrote a mail: the results of SPF, DKIM and DMARC, as facts.
 
-Knows alone: the words of RFC 8601 §2.7 for a result, and how the facts are written down. Limits: no judgement; what a
-result is worth is `access`'s to say, and how it comes about is the shell's and `dmarc`'s.
+Knows alone: the words of RFC 8601 §2.7 for a result, and how the facts are written down: kept, told in a line, and told
+to the next host. Limits: no judgement; what a result is worth is `access`'s to say, and how it comes about is the shell's
+and `dmarc`'s.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 SpfResult = Literal["none", "neutral", "pass", "fail", "softfail", "temperror", "permerror"]
 DkimResult = Literal["pass", "fail", "policy", "neutral", "temperror", "permerror"]
@@ -58,3 +61,55 @@ class Authentication:
     def signers(self) -> frozenset[str]:
         """The domains that vouch for the mail by a signature which verified, in lower case."""
         return frozenset(signature.domain.lower() for signature in self.dkim if signature.result == "pass")
+
+
+# --- written down ---------------------------------------------------------------------------------------------------
+
+
+def facts(known: Authentication) -> dict[str, Any]:
+    """As kept, of JSON types only."""
+    return asdict(known)
+
+
+def of_facts(kept: Mapping[str, Any]) -> Authentication:
+    """What `facts` gave."""
+    signatures = tuple(Signature(**signature) for signature in kept["dkim"])
+    return Authentication(Spf(**kept["spf"]), signatures, Dmarc(**kept["dmarc"]))
+
+
+def told(known: Authentication) -> str:
+    """One line for people: "spf=pass cabinet.example, dkim=none, dmarc=fail banque.example (reject)"."""
+    return ", ".join(
+        (
+            f"spf={known.spf.result} {known.spf.domain}".rstrip(),
+            *(f"dkim={s.result} {s.domain}{f' ({s.why})' if s.why else ''}" for s in known.dkim),
+            *(() if known.dkim else ("dkim=none",)),
+            f"dmarc={known.dmarc.result} {known.dmarc.domain}".rstrip() + f" ({known.dmarc.policy})",
+        )
+    )
+
+
+def results(known: Authentication, authserv_id: str, sender: str) -> str:
+    """The value of an Authentication-Results (RFC 8601 §2.2), folded; `sender` is the envelope's.
+
+    What stands in it was chosen by whoever wrote the mail: a value that is no plain name is left out.
+    """
+    return ";\r\n\t".join((authserv_id, *_entries(known, sender)))
+
+
+def _entries(known: Authentication, sender: str) -> Iterator[str]:
+    identity = "smtp.mailfrom" if sender else "smtp.helo"  # RFC 8601 §2.7.2
+    yield f"spf={known.spf.result}{_property(identity, known.spf.domain)}"
+    for signature in known.dkim:
+        header = _property("header.d", signature.domain) + _property("header.s", signature.selector)
+        yield f"dkim={signature.result}{header}"
+    if not known.dkim:
+        yield "dkim=none"
+    yield f"dmarc={known.dmarc.result} (p={known.dmarc.policy}){_property('header.from', known.dmarc.domain)}"
+
+
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?")
+
+
+def _property(name: str, value: str) -> str:
+    return f" {name}={value}" if _NAME.fullmatch(value) else ""

@@ -52,6 +52,7 @@ UNREADABLE = _fixed(501, "5.1.3", "Adresse illisible (bad address syntax)")
 MALFORMED = _fixed(553, "5.1.3", "Adresse de collecte mal formee (malformed address)")
 UNKNOWN = _fixed(550, "5.1.1", "Adresse de collecte inconnue (unknown address)")
 NOT_ALLOWED = _fixed(550, "5.7.1", "Envoi non autorise vers cette adresse (not permitted)")
+UNVERIFIED = _fixed(451, "4.4.3", "Expediteur non verifiable pour l'instant, reessayez (cannot verify the sender now)")
 NOT_ASCII = _fixed(553, "5.6.7", "Adresse non ASCII non prise en charge (non-ASCII address not supported)")
 NO_DOCUMENT = _fixed(554, "5.6.0", "Aucun document joint (no document attached)")
 BARE_NEWLINE = _fixed(550, "5.5.2", "Fin de ligne incorrecte (bare CR or LF)")
@@ -75,6 +76,13 @@ RECIPIENT_OK = _fixed(250, "2.1.5", "Destinataire accepte (recipient ok)")
 def accepted(message: str) -> Reply:
     """The 250 after the message. It ends with our id, which `trace` accepts."""
     return _fixed(250, "2.0.0", f"Message accepte (accepted) {message}")
+
+
+def unauthenticated(domain: str, why: str) -> Reply:
+    """The author's domain asks that mail be refused which it does not vouch for; `why` it does not, in a few words."""
+    author = to_ascii(domain)[:253]
+    text = f"{author} : expediteur non authentifie, {to_ascii(why)}, ce domaine demande le refus (DMARC reject policy)"
+    return _fixed(550, "5.7.1", text)
 
 
 # --- refused documents ----------------------------------------------------------------------------------------------

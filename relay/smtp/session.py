@@ -134,13 +134,13 @@ class Session(Conversation):
             return _NOT_OFFERED
         if len(self._recipients) >= MAX_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
-        judged = self._intake.recipient(found, self._peer)
+        judged = self._intake.recipient(found, self._peer, self._sender or "")
         return self._rcpt_again(found) if judged is None else self._take(judged)
 
     async def _rcpt_again(self, found: path.Path) -> Reply:
         """An unknown client may be a folder made a minute ago."""
         await self._intake.list_clients()
-        return self._take(self._intake.recipient(found, self._peer) or replies.UNKNOWN)
+        return self._take(self._intake.recipient(found, self._peer, self._sender or "") or replies.UNKNOWN)
 
     def _take(self, judged: Recipient | Reply) -> Reply:
         if isinstance(judged, Reply):

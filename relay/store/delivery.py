@@ -7,7 +7,7 @@ written before anyone connects. Long because whoever changes a delivery is here:
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlite_utils import Database
@@ -27,6 +27,18 @@ class Pace:
 
     every: timedelta
     warn_after: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A document of a mail that leaves in a message of ours. `spans` say where it lies in the mail, as stored."""
+
+    id: str
+    name: str
+    type: str
+    size: int
+    sha256: str
+    spans: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +67,18 @@ class Claimed:
     tls: str
     trusted: int
     original_sender: str
+    authentication: str | None = None  # of the mail, as stored
+    author: str = ""  # From of the message of ours that `carried` leave in; "" = as it came
+    outbound_message_id: str = ""
+    carried: tuple[Carried, ...] = ()
 
 
 _TAKEN = """
 SELECT d.id, d.kind, d.route, d.client, d.recipient, d.target, d.sender,
   CASE WHEN d.spool = '' THEN coalesce(m.spool, '') ELSE d.spool END, d.size, d.attempts + 1, d.created_at, d.expires_at,
   d.warned, d.message, coalesce(m.received_at, ''), coalesce(m.peer, ''), coalesce(m.helo, ''), coalesce(m.protocol, ''),
-  coalesce(m.body = '8bit', 0), coalesce(m.tls, ''), coalesce(m.trusted, 0), coalesce(m.sender, '')
+  coalesce(m.body = '8bit', 0), coalesce(m.tls, ''), coalesce(m.trusted, 0), coalesce(m.sender, ''),
+  m.authentication, d.author, d.outbound_message_id
 FROM delivery d LEFT JOIN message m ON m.id = d.message"""
 
 _CLAIMED = f"""{_TAKEN}
@@ -101,7 +118,7 @@ def claim(
     db: Database, group: tuple[str, str], *, kind: str, run: int, horizon: str, limit: int, now: datetime, pace: Pace
 ) -> list[Claimed]:
     """Takes up to `limit` due deliveries of one group, inside a transaction; the next attempt is planned here."""
-    found = [Claimed(*row) for row in rows(db, _CLAIMED, (kind, *group, horizon, run, limit))]
+    found = [_with_carried(db, Claimed(*row)) for row in rows(db, _CLAIMED, (kind, *group, horizon, run, limit))]
     state = State.SENDING if kind == "send" else State.FILING
     at = clock.stamp(now)
     # Of the schedule only the time of the next attempt counts here, and that depends on the number of this one.
@@ -117,6 +134,17 @@ def claim(
         [Event("attempted", delivery=taken.id, detail={"attempt": taken.attempts}) for taken in found],
     )
     return found
+
+
+_CARRIED = """
+SELECT f.id, f.name, f.type, f.size, f.sha256, f.spans FROM delivery_document dd JOIN document f ON f.id = dd.document
+WHERE dd.delivery = ? ORDER BY length(f.id), f.id"""
+
+
+def _with_carried(db: Database, taken: Claimed) -> Claimed:
+    if not taken.author:
+        return taken
+    return replace(taken, carried=tuple(Carried(*row) for row in rows(db, _CARRIED, (taken.id,))))
 
 
 def _schedule(taken: Claimed, now: datetime, pace: Pace) -> lifecycle.Schedule:
@@ -393,10 +421,10 @@ def resend(db: Database, delivery: str, order: Order) -> str | None:
     new = f"{base}-{1 + max(int(str(taken_id[0]).rpartition('-')[2]) for taken_id in taken)}"
     db.conn.execute(
         """INSERT INTO delivery (id, message, kind, route, client, connection, recipient, target, domain, state, created_at,
-          due_at, expires_at, sender, token, outbound_message_id, spool, size)
+          due_at, expires_at, sender, token, outbound_message_id, author, spool, size)
         SELECT ?, message, kind, route, client, connection, recipient,
           CASE kind WHEN 'file' THEN recipient ELSE target END, domain, 'waiting', ?, ?, ?, sender, token,
-          outbound_message_id, spool, size FROM delivery WHERE id = ?""",
+          outbound_message_id, author, spool, size FROM delivery WHERE id = ?""",
         (new, order.at, order.due_at, order.expires_at, delivery),
     )
     db.conn.execute(

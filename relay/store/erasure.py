@@ -184,7 +184,9 @@ def _keys(db: Database, found: Scope) -> list[str]:
 
 
 def _erase_messages(db: Database, messages: Sequence[str], at: str) -> None:
-    _each(db, "UPDATE message SET sender = 'erased', peer = '', helo = '' WHERE id = ?", messages)
+    _each(
+        db, "UPDATE message SET sender = 'erased', peer = '', helo = '', authentication = NULL WHERE id = ?", messages
+    )
     stamped = "UPDATE message SET purged_at = ? WHERE id = ? AND purged_at IS NULL"
     db.conn.executemany(stamped, [(at, id_) for id_ in messages])
     numbered = """UPDATE recipient SET typed = 'erased', address = 'erased-' || (SELECT count(*) FROM recipient r

@@ -37,6 +37,7 @@ VOCABULARY = {
     "reported": "a delivery report or another answer came back",
     "recovered": "found in flight after a crash and put back in the queue",
     "warned": "waiting for longer than [relay] warn_after",
+    "forwarding": "a mailbox's service asks whether mail may be forwarded to the address; kept, and sent to nobody",
     "notified": "the sender was told of the failure",
     "connected": "a connection was saved and its baseline taken",
     "disconnected": "a connection was removed",

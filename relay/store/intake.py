@@ -14,7 +14,10 @@ from relay import clock
 from relay.store.database import marks, one, rows
 from relay.store.directory import FOREIGN, set_meta
 from relay.store.events import Event, encode, write
+from rules import authentication
+from rules.authentication import Authentication
 from rules.bounce import Bounce
+from rules.forwarding import Verification
 from rules.lifecycle import COUNTS_NOT_AS_DONE, Change, State, after
 from rules.replies import Reason
 
@@ -41,6 +44,7 @@ class NewMessage:
     body: str
     origin: str
     foreign: bool  # handled by another host before a trusted peer gave it to us
+    authentication: Authentication | None = None  # None: nobody asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class NewDocument:
 
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
-    """`origins`: the domains whose documents may not go there."""
+    """`origins`: the domains whose documents may not go there. `author`: whose message of ours carries them there."""
 
     id: str
     kind: str
@@ -84,17 +88,22 @@ class NewDelivery:
     size: int
     documents: tuple[str, ...]
     origins: frozenset[str] = frozenset()
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Everything one mail adds. `bounces` are what came for `retours+TOKEN`, with the report read, if it is one."""
+    """Everything one mail adds. `bounces` are what came for `retours+TOKEN`, with the report read, if it is one.
+
+    `verification`: it is a mailbox service's question whether mail may be forwarded here.
+    """
 
     message: NewMessage
     recipients: tuple[NewRecipient, ...]
     documents: tuple[NewDocument, ...]
     deliveries: tuple[NewDelivery, ...]
     bounces: tuple[tuple[str, Bounce | None], ...] = ()
+    verification: Verification | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,20 @@ def _told(accepted: Accepted, deliveries: Sequence[NewDelivery]) -> list[Event]:
     message = accepted.message
     held = [Event("held", delivery=d.id, detail=reason_facts(d.reason)) for d in deliveries if d.state is State.HELD]
     detail = {"sender": message.sender, "recipients": [r.typed for r in accepted.recipients]}
-    return [Event("accepted", message=message.id, detail=detail), *held]
+    return [Event("accepted", message=message.id, detail=detail), *_asked(accepted), *held]
+
+
+def _asked(accepted: Accepted) -> list[Event]:
+    asked = accepted.verification
+    if asked is None:
+        return []
+    detail = {"service": asked.service, "confirmation": asked.code, "link": asked.link}
+    return [Event("forwarding", message=accepted.message.id, detail=detail)]
+
+
+def kept_results(known: Authentication | None) -> str | None:
+    """As stored: one JSON object."""
+    return encode(authentication.facts(known)) if known else None
 
 
 def reason_facts(reason: Reason | None) -> dict[str, object]:
@@ -210,19 +232,19 @@ def reason_text(reason: Reason | None) -> str | None:
 
 
 _MESSAGE = f"""INSERT INTO message (id, received_at, message_id, content_hash, size, peer, helo, protocol, sender,
-trusted, tls, body, spool, origin) VALUES ({marks(range(14))})"""
+trusted, tls, body, spool, origin, authentication) VALUES ({marks(range(15))})"""
 _RECIPIENT = "INSERT INTO recipient (message, address, typed, route, rule) VALUES (?, ?, ?, ?, ?)"
 _DOCUMENT = f"""INSERT INTO document (id, message, sha256, name, type, size, spans, flags, skipped, origin,
 deposited_at) VALUES ({marks(range(11))})"""
 _DELIVERY = f"""INSERT INTO delivery (id, message, kind, route, client, recipient, target, domain, state, reason,
-created_at, due_at, expires_at, sender, token, outbound_message_id, size) VALUES ({marks(range(17))})"""
+created_at, due_at, expires_at, sender, token, outbound_message_id, size, author) VALUES ({marks(range(18))})"""
 _LINK = "INSERT INTO delivery_document (delivery, document, sha256, target) VALUES (?, ?, ?, ?)"
 
 
 def _insert(db: Database, accepted: Accepted, spool: str) -> None:
     m, conn = accepted.message, db.conn
     row = (m.id, m.received_at, m.message_id, m.content_hash, m.size, m.peer, m.helo, m.protocol, m.sender, m.trusted)
-    conn.execute(_MESSAGE, (*row, m.tls, m.body, spool, m.origin))
+    conn.execute(_MESSAGE, (*row, m.tls, m.body, spool, m.origin, kept_results(m.authentication)))
     conn.executemany(_RECIPIENT, [(m.id, r.address, r.typed, r.route, r.rule) for r in accepted.recipients])
     conn.executemany(_DOCUMENT, [_document_row(d, m) for d in accepted.documents])
     conn.executemany(_DELIVERY, [_delivery_row(d, m.id) for d in accepted.deliveries])
@@ -239,7 +261,7 @@ def _document_row(d: NewDocument, m: NewMessage) -> tuple[object, ...]:
 def _delivery_row(d: NewDelivery, message: str | None) -> tuple[object, ...]:
     domain = d.target.rpartition("@")[2].lower() if d.kind == "send" else ""
     place = (d.id, message, d.kind, d.route, d.client, d.recipient, d.target, domain, d.state, reason_text(d.reason))
-    return (*place, d.created_at, d.due_at, d.expires_at, d.sender, d.token, d.outbound_message_id, d.size)
+    return (*place, d.created_at, d.due_at, d.expires_at, d.sender, d.token, d.outbound_message_id, d.size, d.author)
 
 
 def add_own(db: Database, new: NewDelivery, spool: str) -> None:
@@ -270,7 +292,7 @@ def record_bounce(db: Database, token: str, bounce: Bounce | None, *, message: s
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A mail refused for its content: what "where is this invoice?" needs, without the body, for 90 days."""
+    """A mail refused for its content or its author: what "where is this invoice?" needs, without the body, for 90 days."""
 
     id: str
     at: str
@@ -281,13 +303,14 @@ class Refusal:
     message_id: str
     documents: tuple[dict[str, object], ...]
     reply: str
+    authentication: Authentication | None = None
 
 
 def record_refusal(db: Database, refusal: Refusal) -> None:
     """Inside the caller's transaction."""
     documents = encode(refusal.documents)
-    recipients = encode(refusal.recipients)
+    recipients, known = encode(refusal.recipients), kept_results(refusal.authentication)
     row = (refusal.id, refusal.at, refusal.peer, refusal.helo, refusal.sender, recipients, refusal.message_id)
-    db.conn.execute(f"INSERT INTO refusal VALUES ({marks(range(9))})", (*row, documents, refusal.reply))
+    db.conn.execute(f"INSERT INTO refusal VALUES ({marks(range(10))})", (*row, documents, refusal.reply, known))
     oldest = clock.stamp(clock.instant(refusal.at) - REFUSALS_KEPT)
     db.conn.execute("DELETE FROM refusal WHERE id IN (SELECT id FROM refusal WHERE at < ? LIMIT 10)", (oldest,))

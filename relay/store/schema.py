@@ -42,6 +42,7 @@ CREATE TABLE message (
     body TEXT NOT NULL CHECK (body IN ('7bit', '8bit')),
     spool TEXT NOT NULL,
     origin TEXT NOT NULL DEFAULT '',   -- the application's domain it came from, if it did
+    authentication TEXT,               -- what SPF, DKIM and DMARC say of it; NULL where nobody asked
     purged_at TEXT                     -- when its bytes were removed
 ) WITHOUT ROWID;
 CREATE INDEX message_by_message_id ON message (message_id);
@@ -52,11 +53,12 @@ CREATE TABLE recipient (
     message TEXT NOT NULL REFERENCES message,
     address TEXT NOT NULL,             -- in its one spelling
     typed TEXT NOT NULL,
-    route TEXT NOT NULL,               -- relay, file, postmaster, bounce
+    route TEXT NOT NULL,               -- relay, file, postmaster, bounce; forwarding: kept, and delivered nowhere
     rule TEXT NOT NULL,
     PRIMARY KEY (message, address)
 ) WITHOUT ROWID;
 CREATE INDEX recipient_of_bounces ON recipient (message) WHERE route = 'bounce';
+CREATE INDEX recipient_of_forwardings ON recipient (message) WHERE route = 'forwarding';
 CREATE TABLE document (
     id TEXT PRIMARY KEY,
     message TEXT REFERENCES message,
@@ -101,6 +103,7 @@ CREATE TABLE delivery (
     sender TEXT NOT NULL DEFAULT '',   -- envelope sender as it leaves
     token TEXT NOT NULL DEFAULT '',
     outbound_message_id TEXT NOT NULL DEFAULT '',
+    author TEXT NOT NULL DEFAULT '',   -- From of the message of ours that a mail's documents leave in; '' = as it came
     spool TEXT NOT NULL DEFAULT '',    -- the bytes of a message of ours; a mail's are its message's
     size INTEGER NOT NULL DEFAULT 0,
     reply TEXT NOT NULL DEFAULT '',
@@ -202,7 +205,8 @@ CREATE TABLE refusal (
     recipients TEXT NOT NULL,
     message_id TEXT NOT NULL,
     documents TEXT NOT NULL,           -- [{{name, sha256, size, type, reason}}, …]
-    reply TEXT NOT NULL
+    reply TEXT NOT NULL,
+    authentication TEXT                -- as in message
 ) WITHOUT ROWID;
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,

@@ -36,6 +36,7 @@ def test_the_shipped_rules() -> None:
 def test_a_rule_of_three_lines_has_safe_defaults() -> None:
     expected = Rule("x", Pattern("x+", "name", ""), Pattern("", "name", "@far.test"))
     assert one(MINIMAL) == expected
+    assert expected.relay_as == "auto"
     assert (expected.senders, expected.max_document_size, expected.refuse) == ("trusted", 10_000_000, set(KINDS))
 
 
@@ -121,6 +122,14 @@ BAD: list[tuple[str, str, str]] = [
     ("one the address lacks", MINIMAL.replace("x+{name}", "x"), "t.toml:3: [rule.x] relay: uses {name}, which the"),
     ("a space in a local part", MINIMAL.replace("x+{name}", "x y+{name}"), "is not a local part like meg+{name}"),
     ("an odd choice", MINIMAL + 'senders = "all"\n', "t.toml:4: [rule.x] senders: « all » is not known"),
+    ("no domain", MINIMAL + 'senders = ["a.example", "b c"]\n', "t.toml:4: [rule.x] senders: « b c » is not a domain"),
+    ("nobody", MINIMAL + "senders = []\n", 't.toml:4: [rule.x] senders: an empty list. Remedy: write "trusted"'),
+    ("a form", MINIMAL + 'relay_as = "as is"\n', "t.toml:4: [rule.x] relay_as: « as is » is not known"),
+    (
+        "a filing relayed",
+        '[rule.v]\naddress = "v+{client}"\nfile = "V"\nrelay_as = "new"\n',
+        "t.toml:4: [rule.v] relay_as: a filing rule relays nothing. Remedy: remove the line",
+    ),
     ("a list for a choice", MINIMAL + 'names = ["any"]\n', "t.toml:4: [rule.x] names: « ['any'] » is not known"),
     ("a text for a list", MINIMAL + 'refuse = "zip"\n', "t.toml:4: [rule.x] refuse: must be a list of texts"),
     ("an unknown kind", MINIMAL + 'refuse = ["zip", "rar"]\n', "« rar » is not a kind. Remedy: some of zip, archive"),

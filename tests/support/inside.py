@@ -24,7 +24,16 @@ from relay.store.database import open_for_reading, rows
 from rules import path
 from rules.replies import Reply
 
-SETTINGS = '[ged]\nroot = "ged"\n[smtp]\ntrusted_networks = ["127.0.0.0/8"]\n[relay]\ndata = "var"\n'
+SETTINGS = """
+[ged]
+root = "ged"
+[smtp]
+trusted_networks = ["127.0.0.0/8"]
+[authentication]
+verify = "none"
+[relay]
+data = "var"
+"""
 SENDER = "compta@cabinet.example"
 
 

@@ -1,0 +1,33 @@
+"""As what does a relayed mail leave: as it came, or as a message of ours that carries its documents?
+
+Knows alone: when a mail would fail DMARC further on for having come through us (domain.md §4 "Sending"). SPF then passes
+for our domain, which is not the author's: only the author's own signature still speaks for him.
+"""
+
+from typing import Literal
+
+from rules.authentication import Authentication
+from rules.ruleset import Rule
+
+Form = Literal["received", "new"]
+
+
+def form(rule: Rule, known: Authentication | None, documents: int) -> Form:
+    """`known` is None where nobody looked: nothing is concluded then. Without a document there is nothing to carry."""
+    if not documents or rule.relay_as == "received":
+        return "received"
+    if rule.relay_as == "new":
+        return "new"
+    return "new" if known is not None and _would_fail(known) else "received"
+
+
+def _would_fail(known: Authentication) -> bool:
+    dmarc = known.dmarc
+    if dmarc.policy == "none" or dmarc.result not in ("pass", "fail"):
+        return False  # nobody asks for it, or the DNS did not say: as it came
+    return dmarc.result == "fail" or not any(_kin(signer, dmarc.domain.lower()) for signer in known.signers)
+
+
+def _kin(one: str, other: str) -> bool:
+    """Is one of the two domains the other, or below it?"""
+    return one == other or one.endswith("." + other) or other.endswith("." + one)
