@@ -14,6 +14,10 @@ _VERBS = {
     "examine": ("explain", t("le verdict sur un courriel ou un fichier", "the verdict on a mail or a file")),
     "queue": ("queue", t("la file : lister, montrer, retenir, libérer…", "the queue: list, show, hold, release…")),
     "trace": ("trace", t("toute l'histoire d'un document", "a document's whole story")),
+    "forwarding": (
+        "forwarding",
+        t("les demandes de confirmation de transfert", "requests to confirm a forward"),
+    ),
     "clients": ("clients", t("les dossiers clients", "the clients")),
     "connections": (
         "connections",

@@ -24,13 +24,13 @@ from rules.ruleset import Rule, RuleSet
 @click.pass_context
 def explain(ctx: click.Context, address_: str, sender: str, peer: str, as_json: bool) -> None:
     config = settings(ctx)
-    row = _explained(address_, config, rules(config), peer=peer)
+    row = _explained(address_, config, rules(config), peer=peer, sender=sender)
     if sender and isinstance(path.parse(f"<{sender}>".encode("utf-8", "surrogateescape")), path.Problem):
         row |= {"decision": "refuse", "reason": t(f"expéditeur illisible : {sender}", f"unreadable sender: {sender}")}
     emit([row], ("address", "decision", "rule", "target", "reason"), as_json=as_json)
 
 
-def _explained(text: str, config: Config, ruleset: RuleSet, *, peer: str) -> dict[str, Any]:
+def _explained(text: str, config: Config, ruleset: RuleSet, *, peer: str, sender: str) -> dict[str, Any]:
     row: dict[str, Any] = {"address": text, "decision": "refuse", "rule": "", "target": "", "reason": ""}
     found = path.parse(f"<{text}>".encode("utf-8", "surrogateescape"))
     if isinstance(found, path.Problem):
@@ -41,12 +41,26 @@ def _explained(text: str, config: Config, ruleset: RuleSet, *, peer: str) -> dic
         return row | {"reason": _words(route.reply)}
     if isinstance(route, address.Relay | address.File):
         row["rule"] = route.rule.name
+    condition = ""
     if peer:
         trusted = access.is_trusted(peer, access.networks(config.smtp.trusted_networks))
-        allowed = access.may_send(route, access.Peer(peer, trusted))
+        allowed = access.may_send(route, access.Peer(peer, trusted), sender)
         if isinstance(allowed, access.Refuse):
             return row | {"reason": _words(allowed.reply)}
-    return {**row, **_led(route, config, client_of)}
+        if isinstance(allowed, access.AllowIf):
+            condition = _condition(allowed)
+    row |= _led(route, config, client_of)
+    if condition and row["decision"] != "refuse":
+        row["reason"] = f"{row['reason']} ; {condition}"
+    return row
+
+
+def _condition(allowed: access.AllowIf) -> str:
+    """What is asked of the mail itself, at its end."""
+    domains = ", ".join(sorted(allowed.domains))
+    if domains:
+        return t(f"oui si DMARC passe pour {domains}", f"yes if DMARC passes for {domains}")
+    return t("seulement pour la confirmation d'un transfert", "only for the confirmation of a forward")
 
 
 def _led(

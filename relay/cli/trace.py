@@ -10,6 +10,7 @@ from relay.cli.language import t
 from relay.cli.options import filters, json_option, reading, settings
 from relay.cli.output import Record, emit, paged, printable, reason
 from relay.config import Config
+from rules import authentication
 
 
 @click.command(
@@ -36,9 +37,10 @@ def trace(ctx: click.Context, query: str, as_json: bool) -> None:
 
 
 def _detail(row: Record) -> str:
-    return "; ".join(
-        f"{key}={_short(value)}" for key, value in row["detail"].items() if value not in ("", None, [], {})
-    )
+    detail = dict(row["detail"])
+    if "authentication" in detail:
+        detail["authentication"] = authentication.told(authentication.of_facts(detail["authentication"]))
+    return "; ".join(f"{key}={_short(value)}" for key, value in detail.items() if value not in ("", None, [], {}))
 
 
 def _short(value: object) -> str:

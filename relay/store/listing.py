@@ -277,13 +277,23 @@ def trace(db: Store, query: str) -> list[Record]:
     found: dict[int, Record] = {}
     for column, ids in (("message", messages), ("document", documents_), ("delivery", deliveries)):
         for some in _batches(sorted(ids)):
-            sql = f"SELECT * FROM event WHERE {column} IN ({marks(some)})"
+            sql = f"{_EVENTS} WHERE e.{column} IN ({marks(some)})"
             found |= {row["id"]: row for row in _records(db, sql, some)}
     story = [found[key] for key in sorted(found, key=lambda k: (found[k]["at"], k))]
     for row in story:
-        row["detail"] = json.loads(row["detail"]) if row["detail"] else {}
+        row["detail"] = json.loads(row["detail"] or "{}") | _authentication(row)
         del row["id"]
     return story + _refusals(db, query)
+
+
+_EVENTS = """
+SELECT e.*, m.authentication FROM event e LEFT JOIN message m ON m.id = e.message AND e.event = 'accepted'"""
+
+
+def _authentication(row: Record) -> Record:
+    """What SPF, DKIM and DMARC said, where anybody asked."""
+    kept = row.pop("authentication")
+    return {"authentication": json.loads(kept)} if kept else {}
 
 
 _BY_HASH = """
@@ -295,7 +305,7 @@ LIMIT 10000"""
 
 _REFUSALS = """
 SELECT at, 'smtp' AS actor, 'refused' AS event, id AS message, NULL AS document, NULL AS delivery, sender, recipients,
-  documents, reply FROM refusal
+  documents, reply, authentication FROM refusal
 WHERE id = :query OR sender = :query OR message_id IN (:query, :bare)
   OR EXISTS (SELECT 1 FROM json_each(recipients) WHERE value = :query OR instr(value, '+' || :query || '@'))
   OR EXISTS (SELECT 1 FROM json_each(documents) WHERE lower(:query) = value ->> '$.sha256' OR :query = value ->> '$.name')
@@ -307,6 +317,7 @@ def _refusals(db: Store, query: str) -> list[Record]:
     found = []
     for row in _records(db, _REFUSALS, {"query": query, "bare": f"<{query}>"}):
         detail = {"sender": row.pop("sender"), "reply": row.pop("reply")}
+        detail |= _authentication(row)
         detail |= {"recipients": json.loads(row.pop("recipients")), "documents": json.loads(row.pop("documents"))}
         found.append({**row, "detail": detail})
     return found
