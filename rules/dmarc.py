@@ -193,14 +193,20 @@ def unaligned(asked: Asked, facts: Authentication) -> frozenset[str]:
 def conclude(asked: Asked, facts: Authentication, organizations: Organizations, *, exists: bool | None) -> Dmarc:
     """`organizations` answers `unaligned`; `exists`: does the author's domain exist? None: the DNS does not say."""
     policy = asked.policy(exists=exists)
-    in_doubt = asked.depends_on_existence and exists is None
-    for identifier in _identifiers(asked, facts):
-        aligned = _aligned(identifier, asked, organizations)
-        if aligned and identifier.passed:
-            return Dmarc("pass", asked.author, policy)
-        in_doubt = in_doubt or aligned is not False
+    judged = [(each, _aligned(each, asked, organizations)) for each in _identifiers(asked, facts)]
+    signed = _any((each, aligned) for each, aligned in judged if each.signature)
+    passed = _any(judged)
+    if passed:
+        return Dmarc("pass", asked.author, policy, signed)
     # §5.3.6: with an answer missing that it depends on, a mail neither passes nor fails.
-    return Dmarc("temperror" if in_doubt else "fail", asked.author, policy)
+    in_doubt = passed is None or (asked.depends_on_existence and exists is None)
+    return Dmarc("temperror" if in_doubt else "fail", asked.author, policy, signed)
+
+
+def _any(judged: "Iterable[tuple[_Identifier, bool | None]]") -> bool | None:
+    """Does one of them vouch for the author? None: one might, had the DNS answered."""
+    possible = [each.passed and aligned for each, aligned in judged if aligned is not False]
+    return True if True in possible else None if possible else False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +216,18 @@ class _Identifier:
     domain: str
     passed: bool
     strict: bool
+    signature: bool
 
 
 def _identifiers(asked: Asked, facts: Authentication) -> Iterator[_Identifier]:
     if facts.spf.result in ("pass", "temperror"):
-        yield _Identifier(facts.spf.domain.lower(), facts.spf.result == "pass", asked.record.strict_spf)
+        yield _Identifier(
+            facts.spf.domain.lower(), facts.spf.result == "pass", asked.record.strict_spf, signature=False
+        )
     for signature in facts.dkim:
         if signature.result in ("pass", "temperror"):
-            yield _Identifier(signature.domain.lower(), signature.result == "pass", asked.record.strict_dkim)
+            passed = signature.result == "pass"
+            yield _Identifier(signature.domain.lower(), passed, asked.record.strict_dkim, signature=True)
 
 
 def _aligned(identifier: _Identifier, asked: Asked, organizations: Organizations) -> bool | None:

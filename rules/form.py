@@ -6,7 +6,7 @@ for our domain, which is not the author's: only the author's own signature still
 
 from typing import Literal
 
-from rules.authentication import Authentication
+from rules.authentication import Authentication, Dmarc
 from rules.ruleset import Rule
 
 Form = Literal["received", "new"]
@@ -18,16 +18,9 @@ def form(rule: Rule, known: Authentication | None, documents: int) -> Form:
         return "received"
     if rule.relay_as == "new":
         return "new"
-    return "new" if known is not None and _would_fail(known) else "received"
+    return "new" if known is not None and _would_fail(known.dmarc) else "received"
 
 
-def _would_fail(known: Authentication) -> bool:
-    dmarc = known.dmarc
-    if dmarc.policy == "none" or dmarc.result not in ("pass", "fail"):
-        return False  # nobody asks for it, or the DNS did not say: as it came
-    return dmarc.result == "fail" or not any(_kin(signer, dmarc.domain.lower()) for signer in known.signers)
-
-
-def _kin(one: str, other: str) -> bool:
-    """Is one of the two domains the other, or below it?"""
-    return one == other or one.endswith("." + other) or other.endswith("." + one)
+def _would_fail(dmarc: Dmarc) -> bool:
+    """Not where nobody asks for it, or where the DNS did not say: then as it came."""
+    return dmarc.policy != "none" and dmarc.result in ("pass", "fail") and dmarc.signed is False
