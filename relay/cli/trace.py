@@ -30,16 +30,19 @@ def trace(ctx: click.Context, query: str, as_json: bool) -> None:
     if as_json:
         emit(story, (), as_json=True)
         return
-    shown = [
-        {**row, "what": row["delivery"] or row["document"] or row["message"], "detail": _detail(row)} for row in story
-    ]
-    emit(shown, ("at", "actor", "event", "what", "detail"), as_json=False)
+    emit((line for row in story for line in _lines(row)), ("at", "actor", "event", "what", "detail"), as_json=False)
 
 
-def _detail(row: Record) -> str:
+def _lines(row: Record) -> Iterator[Record]:
+    """An event, and below it who the mail proved to be from."""
     detail = dict(row["detail"])
-    if "authentication" in detail:
-        detail["authentication"] = authentication.told(authentication.of_facts(detail["authentication"]))
+    known = detail.pop("authentication", None)
+    yield {**row, "what": row["delivery"] or row["document"] or row["message"], "detail": _detail(detail)}
+    if known:
+        yield {"detail": authentication.told(authentication.of_facts(known))}
+
+
+def _detail(detail: Record) -> str:
     return "; ".join(f"{key}={_short(value)}" for key, value in detail.items() if value not in ("", None, [], {}))
 
 

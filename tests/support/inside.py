@@ -18,10 +18,11 @@ from relay import config as configuration
 from relay.accept import Envelope, Intake
 from relay.daemon import list_clients_of, means
 from relay.directory import Directory
+from relay.draft import Recipient
 from relay.filing import Filing
 from relay.flush import Means
 from relay.store.database import open_for_reading, rows
-from rules import path
+from rules import path, replies
 from rules.replies import Reply
 
 SETTINGS = """
@@ -61,20 +62,25 @@ class Inside:
 
     async def _take(self, message: bytes, recipients: Sequence[str], sender: str, ip: str) -> Reply:
         peer = self.intake.peer(ip)
-        accepted = []
+        accepted: list[Recipient] = []
         for text in recipients:
             argument = path.parse(f"<{text}>".encode())
             assert isinstance(argument, path.Path), argument
-            judged = self.intake.recipient(argument, peer)
+            judged = self.intake.recipient(argument, peer, sender)
             if judged is None:
                 await self.intake.list_clients()
-                judged = self.intake.recipient(argument, peer)
-            if isinstance(judged, Reply):
-                return judged
+                judged = self.intake.recipient(argument, peer, sender)
+            if not isinstance(judged, Recipient):
+                return judged or replies.UNKNOWN
             accepted.append(judged)
         transaction = self.intake.begin(Envelope(peer, "cabinet.example", "ESMTP", "", sender), accepted)
         transaction.feed(message)
         return await transaction.finish()
+
+    def adopt(self, file: Path) -> None:
+        """New settings."""
+        config = configuration.load(file)
+        self._run(_called(lambda: self.intake.adopt(config, configuration.load_rules(config))))
 
     def file(self) -> int:
         """One pass of the filing worker; how many deliveries it tried."""
@@ -109,16 +115,31 @@ class Inside:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 
 
+async def _called(call: Callable[[], None]) -> None:
+    call()
+
+
 async def _done(tools: Means, change: Callable[[Database], object]) -> None:
     await tools.writer.write(lambda db, _: change(db))
 
 
 @contextlib.contextmanager
-def inside(folder: Path, settings: str = "", *, clients: Sequence[str] = ("Dupont",)) -> Iterator[Inside]:
-    """`settings` are further lines of [relay]; `clients` are folders made in the GED."""
+def inside(
+    folder: Path, settings: str = "", *, clients: Sequence[str] = ("Dupont",), names: str = "", rules: str = ""
+) -> Iterator[Inside]:
+    """`settings` are further lines of [relay]; `clients` are folders made in the GED.
+
+    With `names`, a name server, everybody's mail is looked up there. `rules` are a rule file's text.
+    """
     for client in clients:
         (folder / "ged" / client).mkdir(parents=True, exist_ok=True)
-    (folder / "relay.toml").write_text(SETTINGS + settings)
+    text = SETTINGS
+    if rules:
+        (folder / "rules.toml").write_text(rules)
+        text += 'rules = "rules.toml"\n'
+    if names:
+        text = f'[delivery]\ndns = ["{names}"]\n' + text.replace('verify = "none"', 'verify = "all"')
+    (folder / "relay.toml").write_text(text + settings)
     config = configuration.load(folder / "relay.toml")
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
