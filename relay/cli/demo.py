@@ -30,6 +30,8 @@ SETTINGS = """
 data = "var"
 [smtp]
 listen = ["127.0.0.1:0"]
+[authentication]
+verify = "none"
 [run]
 every = "24 hours"
 settle = "0 s"

@@ -1,4 +1,8 @@
-"""The relay itself, as whoever runs it has it: `serve` with every document check on, `runs now`, `queue list`."""
+"""The relay itself, as whoever runs it has it: `serve` with every document check on, `runs now`, `queue list`.
+
+Who wrote a mail is looked up where `verify` says so: not by itself, for the load comes from this machine, the peers look
+nothing up, and there is no name server to ask.
+"""
 
 import json
 import subprocess
@@ -15,13 +19,15 @@ SELECTOR = "bench"
 
 
 class Ours(Server):
-    """It keeps what comes until a run. `signed` sets a DKIM key."""
+    """It keeps what comes until a run. `signed` sets a DKIM key; `verify` is [authentication] verify, asked of `dns`."""
 
     name = "ours"
     can = frozenset({"accept", "drain", "list", "through"})
     recipient = "meg+user%d@welyb.fr"
     signed = True
     processes = 1
+    verify = "none"
+    dns: Sequence[str] = ()
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -43,7 +49,11 @@ class Ours(Server):
     def lay_out(self, folder: Path) -> Relay:
         """Settings and keys under `folder`."""
         routes = dict.fromkeys(("factures-meg.fr", "achats.factures-meg.fr"), f"127.0.0.1:{self.place.sink_port}")
-        settings = {"delivery": {"routes": routes}, "smtp": {"processes": self.processes}}
+        settings = {
+            "delivery": {"routes": routes, "dns": list(self.dns)},
+            "smtp": {"processes": self.processes},
+            "authentication": {"verify": self.verify},
+        }
         self.relay = Relay(folder, settings, under=self.group.prefix)
         self.port = self.relay.port
         if self.signed:

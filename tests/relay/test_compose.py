@@ -39,6 +39,14 @@ def test_relayed_puts_ours_on_top_and_leaves_the_rest() -> None:
     )
 
 
+def test_our_results_stand_on_top_and_forged_ones_below_go() -> None:
+    forged = b"Authentication-Results: MX.welyb.fr; dmarc=pass\r\n"
+    received = replace(RECEIVED, results="mx.welyb.fr;\r\n\tspf=none;\r\n\tdkim=none")
+    out = compose.relayed(forged + ORIGINAL, received)
+    ours = b"Authentication-Results: mx.welyb.fr;\r\n\tspf=none;\r\n\tdkim=none\r\n"
+    assert out == ours + compose.relayed(ORIGINAL, RECEIVED)
+
+
 @pytest.mark.parametrize(
     ("helo", "shown"),
     [
@@ -174,6 +182,23 @@ def test_a_retry_is_identical() -> None:
     assert compose.deposit(DOCUMENT, LETTER) == compose.deposit(DOCUMENT, LETTER)
     other = compose.deposit(replace(DOCUMENT, id="43"), LETTER)
     assert other.closing != compose.deposit(DOCUMENT, LETTER).closing
+
+
+def test_a_bundle_reads_back() -> None:
+    documents = [DOCUMENT, replace(DOCUMENT, id="43", name="Été.pdf")]
+    made = compose.bundle(documents, LETTER, " Vos factures\r\nBcc: x@y.fr")
+    encoded = b"".join(compose.encode_base64([PDF]))
+    raw = made.header + b"".join(part + encoded for part in made.parts) + made.closing
+    message = parsed(raw)
+    assert len(raw) == made.size and made == compose.bundle(documents, LETTER, " Vos factures\r\nBcc: x@y.fr")
+    assert message["Subject"] == "Vos facturesBcc: x@y.fr" and message["Bcc"] is None
+    assert message["From"] == "Welyb <automate@welyb.fr>" and message["Auto-Submitted"] == "auto-generated"
+    text, *parts = message.iter_parts()
+    assert "« Facture 2026.pdf, Été.pdf »" in text.get_content()
+    assert [part.get_content() for part in parts] == [PDF, PDF]
+    assert [(part["X-Welyb-Document-Id"], part["X-Welyb-Document-SHA256"]) for part in parts] == [
+        (number, DOCUMENT.sha256) for number in ("42", "43")
+    ]
 
 
 def test_the_signature_of_a_deposit_verifies() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from relay.config import (
     ENVIRONMENT,
+    Authentication,
     Config,
     ConfigError,
     Delivery,
@@ -61,6 +62,9 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
         bare_newlines = "normalise"
         certificate = "chain.pem"
         key = "/etc/key.pem"
+        [authentication]
+        verify = "strangers"
+        forwarders = ["192.0.2.0/24", "lists.example.org"]
         [run]
         every = "5 min"
         settle = "1 s"
@@ -85,6 +89,7 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
     assert config.database == tmp_path / "data/relay.db"
     assert (config.relay.warn_after, config.run.every) == (timedelta(hours=2), timedelta(minutes=5))
     assert config.smtp.max_message_size == 1_048_576
+    assert config.authentication == Authentication("strangers", ("192.0.2.0/24", "lists.example.org"))
     assert config.delivery == Delivery(
         sender="a@cabinet.example",
         sender_name="Cabinet",

@@ -66,7 +66,8 @@ def open_door(tmp_path: Path) -> Iterator[Open]:
     threads: list[tuple[threading.Thread, Door]] = []
 
     def open_(*smtp: str, listen: str = "127.0.0.1:0") -> Door:
-        lines = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', "[smtp]", f'listen = ["{listen}"]', *smtp]
+        lines = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', "[authentication]", 'verify = "none"']
+        lines += ["[smtp]", f'listen = ["{listen}"]', *smtp]
         (tmp_path / "relay.toml").write_text("\n".join(lines))
         told: queue.Queue[Door] = queue.Queue()
         thread = threading.Thread(target=lambda: asyncio.run(_serve(tmp_path, told.put)))

@@ -280,7 +280,28 @@ BANK = {"bank.example": PSD, "giant.bank.example": P}
     ],
 )
 def test_alignment(author: str, zone: Zone, facts: Authentication, result: Any) -> None:
-    assert evaluate(author, zone, facts) == Dmarc(result, author, "reject")
+    verdict = evaluate(author, zone, facts)
+    assert (verdict.result, verdict.domain, verdict.policy) == (result, author, "reject")
+
+
+@pytest.mark.parametrize(
+    ("facts", "result", "signed"),
+    [
+        (spf("example.com"), "pass", False),
+        (dkim("example.com"), "pass", True),
+        (dkim("mail.example.com"), "pass", True),
+        (dkim("stranger.test"), "fail", False),
+        (dkim("example.com", result="temperror"), "temperror", None),
+        (Authentication(Spf("pass", "example.com"), dkim("example.com", result="temperror").dkim), "pass", None),
+        (Authentication(Spf("pass", "example.com"), dkim("stranger.test", result="temperror").dkim), "pass", False),
+        (Authentication(Spf("temperror", "example.com"), dkim("example.com").dkim), "pass", True),
+        (Authentication(Spf("temperror", "example.com")), "temperror", False),
+    ],
+)
+def test_whether_the_authors_signature_vouches_is_told_apart(facts: Authentication, result: str, signed: Any) -> None:
+    zone = {"example.com": P}
+    verdict = evaluate("example.com", zone, facts)
+    assert (verdict.result, verdict.signed) == (result, signed)
 
 
 def test_existence_matters_only_to_who_asked() -> None:

@@ -47,7 +47,10 @@ KEYS = {
     "runs next": "at",
     "queue summary": "kind state",
 }
-LISTINGS = ("queue list", "documents list", "runs list", "connections list", "clients list", "trace x", "queue summary")
+LISTINGS = (
+    *("queue list", "documents list", "runs list", "connections list", "clients list", "forwarding list"),
+    *("trace x", "queue summary"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +153,9 @@ def test_a_table_shows_french_or_english(desk: Desk) -> None:
 # --- exit codes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [w for w in LISTINGS if w != "trace x"] + ["trace x", "queue body x", "queue show x"])
+@pytest.mark.parametrize(
+    "words", [w for w in LISTINGS if w != "trace x"] + ["trace x", "queue body x", "queue show x", "forwarding show x"]
+)
 def test_without_a_store_a_listing_exits_3_and_creates_nothing(tmp_path: Path, words: str) -> None:
     relay = Relay(tmp_path)
     before = sorted(relay.folder.rglob("*"))
