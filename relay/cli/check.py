@@ -83,6 +83,7 @@ def _look(config: Config, *, deep: bool, mend: bool, why: str) -> list[Finding]:
 def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     yield Finding("settings", True, config.source)
     yield Finding("rules", True, ", ".join(rule.name for rule in ruleset.rules))
+    yield from _authentication(config, ruleset)
     yield from _data(config)
     yield from _sqlite()
     yield from _libmagic()
@@ -91,6 +92,14 @@ def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     yield from _dkim(config)
     yield from _store(config, ruleset)
     yield from _destinations(config, ruleset)
+
+
+def _authentication(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
+    """A rule that lists domains asks for what nobody looks at."""
+    verify = config.authentication.verify
+    shut = [rule.name for rule in ruleset.rules if isinstance(rule.senders, frozenset)] if verify == "none" else []
+    finding = t(f"{', '.join(shut)} : personne n'entre", f"{', '.join(shut)}: lets nobody in") if shut else verify
+    yield Finding("authentication", not shut, finding, '[authentication] verify = "strangers"' if shut else "")
 
 
 def _data(config: Config) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ was erased is no longer known as a duplicate by it; backups made before still ha
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlite_utils import Database
@@ -75,6 +75,7 @@ def _of_client(db: Database, client: str) -> Scope:
         )
         if mine.issuperset(_ids(db, "SELECT id FROM delivery WHERE message = ?", message))
     )
+    messages = (*messages, *_requests(db, client))
     links = tuple(int(row[0]) for row in rows(db, "SELECT id FROM connection WHERE client = ?", (client,)))
     refusals = tuple(id_ for id_, typed in _refusals(db, client) if all(_is_of(client, one_) for one_ in typed))
     return _scope(db, messages, deliveries, refusals, links)
@@ -93,6 +94,15 @@ def _refusals(db: Database, client: str) -> list[tuple[str, list[str]]]:
     typed = f"%+{client.replace('_', '~_')}@%"
     found = rows(db, "SELECT id, recipients FROM refusal WHERE recipients LIKE ? ESCAPE '~'", (typed,))
     return [(str(id_), [str(one_) for one_ in json.loads(recipients)]) for id_, recipients in found]
+
+
+def _requests(db: Database, client: str) -> Iterator[str]:
+    """Requests to confirm a forward to an address of the client's, and to no other: nothing was delivered of them."""
+    asked = """SELECT message FROM recipient WHERE route = 'forwarding' AND instr(lower(typed), '+' || ? || '@') > 0"""
+    for message in _ids(db, asked, client):
+        typed = _ids(db, "SELECT typed FROM recipient WHERE message = ?", message)
+        if all(_is_of(client, one_) for one_ in typed):
+            yield message
 
 
 def _is_of(client: str, typed: str) -> bool:

@@ -123,7 +123,8 @@ _QUEUE = """
 SELECT d.id, d.message, coalesce(m.message_id, d.outbound_message_id) AS message_id,
   (SELECT count(*) FROM delivery_document dd WHERE dd.delivery = d.id) AS documents, d.kind, d.state, d.reason, d.route,
   d.client, coalesce(m.sender, '') AS sender, d.recipient, d.target,
-  coalesce(m.received_at, d.created_at) AS received_at, d.due_at, d.attempts, d.reply, d.size, d.mx, d.tls, d.uncertain"""
+  coalesce(m.received_at, d.created_at) AS received_at, d.due_at, d.attempts, d.reply, d.size, d.mx, d.tls, d.uncertain,
+  CASE WHEN d.message IS NULL OR d.kind = 'file' THEN '' WHEN d.author = '' THEN 'received' ELSE 'new' END AS form"""
 
 
 def queue(db: Store, wanted: Filter) -> Iterator[Record]:

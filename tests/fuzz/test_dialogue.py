@@ -109,7 +109,9 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     (folder / "ged/Dupont").mkdir(parents=True)
     trustme.CA().issue_cert("mx.welyb.fr").private_key_and_cert_chain_pem.write_to_path(str(folder / "cert.pem"))
     smtp = 'listen = ["127.0.0.1:0"]\ncertificate = "cert.pem"\nkey = "cert.pem"\nmax_message_size = "20 kB"\n'
-    (folder / "relay.toml").write_text(f'[relay]\ndata = "var"\n[ged]\nroot = "ged"\n[authentication]\nverify = "none"\n[smtp]\n{smtp}')
+    (folder / "relay.toml").write_text(
+        f'[relay]\ndata = "var"\n[ged]\nroot = "ged"\n[authentication]\nverify = "none"\n[smtp]\n{smtp}'
+    )
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         yield runner.run(_open(configuration.load(folder / "relay.toml"), stack, runner))

@@ -201,6 +201,19 @@ def test_a_bundle_reads_back() -> None:
     ]
 
 
+@given(st.text(max_size=600), st.text(min_size=1, max_size=300), st.text(max_size=40))
+def test_no_subject_name_or_type_makes_a_field_or_a_part_of_a_bundle(subject: str, name: str, media_type: str) -> None:
+    document = replace(DOCUMENT, name=name, type=media_type, size=1)
+    made = compose.bundle([document, document], LETTER, subject)
+    raw = made.header + b"".join(part + b"eA==\r\n" for part in made.parts) + made.closing
+    assert len(raw) == made.size and raw.isascii() and all(len(line) <= 998 for line in raw.split(b"\r\n"))
+    names = [field.lower() for field, _ in sign.fields(made.header)]
+    wanted = b"from to subject date message-id x-welyb-relay auto-submitted mime-version content-type"
+    assert names == wanted.split()
+    message = email.message_from_bytes(raw)
+    assert [part.get_payload(decode=True) for part in list(message.walk())[2:]] == [b"x", b"x"]
+
+
 def test_the_signature_of_a_deposit_verifies() -> None:
     import dkim
 

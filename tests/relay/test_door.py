@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from relay.store import erasure
 from rules import replies
 from tests.support.author import Author
 from tests.support.clients import mail
@@ -264,3 +265,13 @@ def test_the_postmaster_gets_one_that_is_for_him_too(relay: Inside) -> None:
     message = GOOGLE.signed(request(GMAIL, MEG))
     assert relay.take(message, MEG, "postmaster", sender="x@google.com", peer=STRANGER).code == 250
     assert relay.rows("SELECT recipient, kind FROM delivery") == [("postmaster@welyb.fr", "send")]
+
+
+@pytest.mark.parametrize("what", ["client", "sender"])
+def test_an_erasure_takes_the_request_and_what_was_known_of_its_author(relay: Inside, what: str) -> None:
+    message = GOOGLE.signed(request(GMAIL, VENTES))
+    assert relay.take(message, VENTES, sender="x@google.com", peer=STRANGER).code == 250
+    asked = erasure.Asked(**{what: {"client": "dupont", "sender": "x@google.com"}[what]})
+    relay.do(lambda db: erasure.erase(db, asked, at="2026-11-24T12:00:00.000Z", actor="x", why="demande"))
+    assert relay.rows("SELECT sender, authentication FROM message") == [("erased", None)]
+    assert relay.column("SELECT detail FROM event WHERE event = 'forwarding'") == ["{}"]

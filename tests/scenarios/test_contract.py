@@ -357,6 +357,16 @@ def test_check_finds_nothing_where_all_is_well(desk: Desk) -> None:
     assert {"settings", "rules", "data", "disk", "ged", "store", "dns factures-meg.fr"} <= found.keys()
 
 
+def test_check_tells_of_a_rule_that_asks_for_what_nobody_looks_at(tmp_path: Path) -> None:
+    relay = Relay(tmp_path, {"relay": {"rules": "rules.toml"}})
+    rule = '[rule.x]\naddress = "x+{name}"\nrelay = "{name}@far.example"\nsenders = ["cabinet.example"]\n'
+    (relay.folder / "rules.toml").write_text(rule)
+    found = findings(relay)[1]["authentication"]
+    assert not found["ok"] and "strangers" in found["remedy"]
+    relay.configure({"authentication": {"verify": "strangers"}})
+    assert findings(relay)[1]["authentication"]["ok"]
+
+
 def test_check_tells_each_fault_with_its_remedy(tmp_path: Path) -> None:
     relay = Relay(tmp_path)
     with NameServer("factures-meg.fr. MX 10 mx.factures-meg.fr.\nmx.factures-meg.fr. A 127.0.0.1") as server:
