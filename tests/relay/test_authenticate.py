@@ -80,7 +80,7 @@ def signed(*domains: str) -> tuple[Signature, ...]:
         (mail(message(), peer=IN), Authentication(PASSED, (), Dmarc("pass", "fr.test", "reject"))),
         (
             mail(message(signers=("fr.test",))),
-            Authentication(FAILED, signed("fr.test"), Dmarc("pass", "fr.test", "reject")),
+            Authentication(FAILED, signed("fr.test"), Dmarc("pass", "fr.test", "reject", signed=True)),
         ),
         (mail(message()), Authentication(FAILED, (), Dmarc("fail", "fr.test", "reject"))),
         # Someone else's signature and sender are worth nothing to fr.test.
@@ -99,7 +99,7 @@ def signed(*domains: str) -> tuple[Signature, ...]:
         ),
         (
             mail(message("a@sub.fr.test", signers=("fr.test", "x.test"))),
-            Authentication(FAILED, signed("fr.test", "x.test"), Dmarc("pass", "sub.fr.test", "reject")),
+            Authentication(FAILED, signed("fr.test", "x.test"), Dmarc("pass", "sub.fr.test", "reject", signed=True)),
         ),
         # No policy; none that can be read; none since there is not one author.
         (mail(message("a@quiet.test")), Authentication(FAILED, (), Dmarc("none", "quiet.test"))),
@@ -131,7 +131,7 @@ def test_trouble_with_a_key(server: NameServer) -> None:
     server.fail("s._domainkey.fr.test", "servfail")
     known = ask(server, mail(message(signers=("fr.test", "x.test"))))
     assert known.dkim == (Signature("temperror", "fr.test", "s", "DNS"), *signed("x.test"))
-    assert known.dmarc == Dmarc("temperror", "fr.test", "reject")
+    assert known.dmarc == Dmarc("temperror", "fr.test", "reject", signed=None)
 
 
 def test_a_large_body_is_read_in_pieces(server: NameServer) -> None:
