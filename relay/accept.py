@@ -8,13 +8,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from email.utils import getaddresses
 from functools import partial
 from typing import Any, BinaryIO
 
 from sqlite_utils import Database
 
-from relay import clock, ids, log
+from relay import clock, forwards, ids, log
 from relay.authenticate import Authenticator, Mail
 from relay.commit import Commits
 from relay.compose import LOOP_HEADER
@@ -31,7 +30,6 @@ from relay.store.database import Anchor, is_busy
 from rules import access, address, attachment, bounce, filing, forwarding, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
 from rules.authentication import Authentication
-from rules.names import text
 from rules.replies import Reply
 from rules.ruleset import Rule, RuleSet
 
@@ -241,22 +239,21 @@ class Transaction:
     # --- a mailbox's service that asks for a forward to be confirmed --------------------------------------------------
 
     def _service(self, message: Message) -> forwarding.Service | None:
-        """Who asks, by the mail's own words; None for all other mail, and where nobody's words can be proved."""
-        if self._door.config.authentication.verify == "none" or not self._rules():
-            return None
-        return forwarding.claimed(_authors(message))
+        """Who asks, by the mail's own words; None for all other mail."""
+        return forwarding.claimed(forwards.authors(message)) if self._rules() else None
 
     async def _keep(self, message: Message, service: forwarding.Service) -> Reply:
-        """It goes to no collector and into no folder, whatever it is: kept if it is what it says, else refused."""
+        """It goes to no collector and into no folder, whatever it is: kept if it is what it says, else refused.
+
+        So it is looked up whatever the settings say: there are few, and none may be taken for an invoice.
+        """
         known = await self._ask(message)
-        match forwarding.proved(service, _authors(message), known):
+        match forwarding.proved(service, forwards.authors(message), known):
             case forwarding.Unclear():
                 return await self._refuse(message, replies.UNVERIFIED)
             case forwarding.Forged():
                 return await self._refuse(message, replies.NOT_ALLOWED, known=known)
-        words = "\n".join(part.head.decode(errors="replace") for part in message.parts if part.leaf.type in _TEXTS)
-        asked = forwarding.read(service, message.header("subject") or "", words)
-        draft = replace(self._draft(known), verification=asked)
+        draft = replace(self._draft(known), verification=forwards.read(service, message))
         return await self._commit(message, draft.rows(message, [], self._bounces()))
 
     # --- content ----------------------------------------------------------------------------------------------------
@@ -373,8 +370,6 @@ def _add_refusal(refusal: intake.Refusal, db: Database, _: str) -> None:
     intake.record_refusal(db, refusal)
 
 
-_TEXTS = ("text/plain", "text/html")
-
 _PROBLEMS = {
     "header-too-big": replies.HEADER_TOO_BIG,
     "too-many-parts": replies.TOO_MANY_PARTS,
@@ -392,17 +387,6 @@ def _structure(message: Message, domain: str) -> Reply | None:
     loop = LOOP_HEADER.lower()
     ours = any(name == loop and value.strip().lower() == domain.encode() for name, value in message.headers)
     return replies.LOOP if ours or message.received_count > MAX_RECEIVED else None
-
-
-def _authors(message: Message) -> list[str]:
-    """The addresses of all From fields; none where that need not be known, for no service is among them."""
-    written = [text(value) for name, value in message.headers if name == "from"]
-    if not forwarding.is_named(" ".join(written)):
-        return []
-    try:
-        return [found for _, found in getaddresses(written) if found]
-    except RecursionError:  # groups within groups are no service's
-        return []
 
 
 def _refused_facts(j: Judged) -> dict[str, object]:

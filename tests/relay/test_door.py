@@ -247,6 +247,17 @@ def test_one_whose_signature_cannot_be_looked_at_waits(relay: Inside, names: Nam
     assert relay.take(message, MEG, sender="x@google.com", peer=STRANGER) == replies.UNVERIFIED
 
 
+def test_it_is_never_sent_on_whoever_else_is_looked_up(tmp_path: Path, names: NameServer) -> None:
+    names.trouble.clear()
+    with inside(tmp_path, names=names.address, rules=RULES) as relay:
+        text = (tmp_path / "relay.toml").read_text()
+        (tmp_path / "relay.toml").write_text(text.replace('verify = "all"', 'verify = "none"'))
+        relay.adopt(tmp_path / "relay.toml")
+        assert relay.take(request(GMAIL, MEG), MEG, sender="x@google.com").code == 550
+        assert relay.take(GOOGLE.signed(request(GMAIL, MEG)), MEG, sender="x@google.com").code == 250
+        assert relay.column("SELECT count(*) FROM delivery") == [0]
+
+
 def test_other_mail_of_such_a_sender_is_a_strangers(relay: Inside) -> None:
     message = GOOGLE.signed(GOOGLE.mail(MEG, INVOICE))
     assert relay.take(message, MEG, sender="x@google.com", peer=STRANGER) == replies.NOT_ALLOWED
