@@ -27,6 +27,7 @@ from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
 from relay.store import intake
 from relay.store.database import Anchor, is_busy
+from relay.throttles import Throttles
 from rules import access, address, attachment, bounce, filing, forwarding, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
 from rules.authentication import Authentication
@@ -44,6 +45,7 @@ class Intake:
     def __init__(
         self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Commits, directory: Directory, token_key: bytes
     ) -> None:
+        self.throttles = Throttles(config.throttle, writer=writer, db=directory.db)
         self._asked: tuple[str, ...] | None = None  # the name servers that the authenticator asks
         self.adopt(config, ruleset)
         self.spool = spool
@@ -60,6 +62,7 @@ class Intake:
     def adopt(self, config: Config, ruleset: RuleSet) -> None:
         """Settings and rules read again: for the next conversation."""
         self.config, self.ruleset = config, ruleset
+        self.throttles.limits = config.throttle
         self.trusted = access.networks(config.smtp.trusted_networks)
         self.origins = frozenset(domain for rule in ruleset.rules for domain in rule.origins)
         self.forwarders = access.forwarders(config.authentication.forwarders)
@@ -141,6 +144,7 @@ class Intake:
         self.authenticator.close()
 
     def begin(self, envelope: Envelope, recipients: Sequence[Recipient]) -> "Transaction":
+        self.throttles.count(envelope, recipients)
         return Transaction(self, envelope, tuple(recipients))
 
 

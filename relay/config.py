@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from zoneinfo import ZoneInfo
 
-from rules import access, ruleset, toml
+from rules import access, ruleset, throttle, toml
+from rules.throttle import Limit
 
 ENVIRONMENT = "WELYB_RELAY_CONFIG"
 SYSTEM_FILE = Path("/etc/welyb-relay/relay.toml")
@@ -27,6 +28,8 @@ class Size(int):
 
 
 _50_MB = Size(50_000_000)
+# At the end of a month an application mails the sales of 500 clients, some 20 each, within an hour, from one address.
+_10_000_AN_HOUR, _2_000_AN_HOUR, _20_AN_HOUR = (throttle.parse(f"{count} / hour") for count in (10_000, 2_000, 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,14 @@ class Smtp:
 class Authentication:
     verify: Literal["all", "strangers", "none"] = "all"
     forwarders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    peer: Limit = _10_000_AN_HOUR
+    sender_domain: Limit = _10_000_AN_HOUR
+    client: Limit = _2_000_AN_HOUR
+    unknown: Limit = _20_AN_HOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class Config:
     relay: Relay = Relay()
     smtp: Smtp = Smtp()
     authentication: Authentication = Authentication()
+    throttle: Throttle = Throttle()
     run: Run = Run()
     delivery: Delivery = field(default_factory=Delivery)
     dkim: Dkim = Dkim()
@@ -190,7 +202,7 @@ def _build(kind: Any, table: dict[str, Any], place: _Place) -> Any:
     for key, value in table.items():
         if key not in known:
             raise place.error(key, "unknown key", f"one of {', '.join(sorted(known))}")
-        if is_dataclass(hints[key]):
+        if is_dataclass(hints[key]) and hints[key] not in _WRITTEN:
             if not isinstance(value, dict):
                 raise place.error(key, "is not a table", f"write [{key}] and its keys below")
             values[key] = _build(hints[key], value, _Place(place.text, place.source, key))
@@ -225,12 +237,12 @@ def _scalar(kind: Any, key: str, value: Any, place: _Place) -> Any:
         return value
     if not isinstance(value, str):
         raise place.error(key, "must be a text", f'write {key} = "…"')
-    if kind not in (timedelta, Size):
+    if kind not in _WRITTEN:
         return kind(value if key in _OF_LINES else _plain(value, key, place))
+    read, example = _WRITTEN[kind]
     try:
-        return parse_duration(value) if kind is timedelta else Size(ruleset.parse_size(value))
+        return read(value)
     except ValueError as error:
-        example = "15 min" if kind is timedelta else "50 MB"
         raise place.error(key, str(error), f'write {key} = "{example}"') from None
 
 
@@ -258,6 +270,13 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f'« {text} » is not a duration: write "5 s", "15 min", "4 hours" or "30 days"')
     return timedelta(seconds=int(match[1]) * seconds)
 
+
+# How a value that is no plain text is read, and an example of it.
+_WRITTEN: dict[Any, tuple[Callable[[str], Any], str]] = {
+    timedelta: (parse_duration, "15 min"),
+    Size: (lambda text: Size(ruleset.parse_size(text)), "50 MB"),
+    Limit: (throttle.parse, "100 / hour"),
+}
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _SELECTOR = re.compile(r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*)?")  # part of a file name and of a DNS one

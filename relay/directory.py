@@ -38,7 +38,7 @@ class Directory:
     """Read on the event loop from a connection of its own; one small query says whether anything changed."""
 
     def __init__(self, db: Database, writer: Commits, root: Path) -> None:
-        self._db = db
+        self.db = db
         self._writer = writer
         self._root = root
         self._generation = "?"
@@ -62,15 +62,15 @@ class Directory:
         return Unknown() if self._listed else Unclear("never listed")
 
     def _refresh(self) -> None:
-        generation = directory.meta(self._db, directory.GENERATION)
+        generation = directory.meta(self.db, directory.GENERATION)
         if generation == self._generation:
             return
         self._generation = generation
-        self._registered = directory.registered(self._db)
-        known = [client for client in directory.clients(self._db) if client.state != "gone"]
+        self._registered = directory.registered(self.db)
+        known = [client for client in directory.clients(self.db) if client.state != "gone"]
         self._clients = {alias: client for client in known for alias in client.aliases}
         self._clients |= {client.slug: client for client in known}
-        self._listed = bool(directory.meta(self._db, directory.CLIENTS_LISTED))
+        self._listed = bool(directory.meta(self.db, directory.CLIENTS_LISTED))
 
     async def list_again(self) -> None:
         self._next_listing = time.monotonic() + RELIST_EVERY

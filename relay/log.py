@@ -219,6 +219,12 @@ def client_silent(slug: str) -> None:
     _warn("client-silent", client=_hashed(slug))
 
 
+def throttled(kind: str, subject: str, held: int) -> None:
+    """At most once a minute for each. A network address stands in clear, a domain and a client do not."""
+    named = {"peer": subject} if kind in ("peer", "unknown") else {"subject": _hashed(subject)}
+    _warn("throttled", kind=kind, **named, held=held)
+
+
 def recovered(deliveries: int, files: int) -> None:
     _info("recovered", deliveries=deliveries, orphan_files=files)
 

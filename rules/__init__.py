@@ -15,6 +15,7 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | In which words is the next host told so?                        | `authentication.results`          |
 | As what does a relayed mail leave?                              | `form.form`                       |
 | Does a mailbox's service ask whether mail may be forwarded here? | `forwarding.claimed`, `proved`, `read` |
+| May one more come now, from there or for that?                 | `throttle.wait`, `taken`          |
 | Is this part of a mail a document, and do we take it?           | `attachment.judge`                |
 | What is this document called, and in which folder does it go?   | `filing.safe_name`, `filing.folder` |
 | Which slug is this client's?                                    | `filing.slug`                     |

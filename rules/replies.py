@@ -64,6 +64,7 @@ HEADER_TOO_BIG = _fixed(552, "5.3.4", "En-tetes trop volumineux (header block to
 TOO_MANY_PARTS = _fixed(550, "5.6.0", "Trop de parties dans le message (too many parts)")
 TOO_DEEP = _fixed(550, "5.6.0", "Message trop imbrique (nested too deeply)")
 TOO_MANY_RECIPIENTS = _fixed(452, "4.5.3", "Trop de destinataires (too many recipients)")
+THROTTLED = _fixed(450, "4.7.1", "Trop d'envois, reessayez plus tard (too much mail, try again later)")
 NO_RECIPIENTS = _fixed(503, "5.5.1", "Aucun destinataire valable (no valid recipients)")
 FRAGMENT = _fixed(554, "5.6.1", "Message partiel ou externe non pris en charge (partial or external body refused)")
 SHUTDOWN = _fixed(421, "4.3.2", "Arret en cours, reessayez plus tard (shutting down)")

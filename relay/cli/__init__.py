@@ -25,6 +25,7 @@ _VERBS = {
     ),
     "documents": ("trace", t("les documents, comme le cabinet les voit", "the documents, as the firm sees them")),
     "runs": ("runs", t("les passages de l'automate", "the runs")),
+    "throttles": ("throttles", t("qui a dû attendre, et le laisser passer", "who was held back, and lets one through")),
     "keys": ("keys", t("les clés DKIM", "the DKIM keys")),
     "backup": ("care", t("sauvegarde, pendant que le courrier passe", "a backup, while mail flows")),
     "restore": ("care", t("remet une sauvegarde en place", "puts a backup back")),

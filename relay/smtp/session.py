@@ -134,15 +134,19 @@ class Session(Conversation):
             return _NOT_OFFERED
         if len(self._recipients) >= MAX_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
+        held = self._intake.throttles.held(found, self._peer, self._sender)
+        if held is not None:
+            return held
         judged = self._intake.recipient(found, self._peer, self._sender or "")
-        return self._rcpt_again(found) if judged is None else self._take(judged)
+        return self._rcpt_again(found) if judged is None else self._take(found, judged)
 
     async def _rcpt_again(self, found: path.Path) -> Reply:
         """An unknown client may be a folder made a minute ago."""
         await self._intake.list_clients()
-        return self._take(self._intake.recipient(found, self._peer, self._sender or "") or replies.UNKNOWN)
+        return self._take(found, self._intake.recipient(found, self._peer, self._sender or "") or replies.UNKNOWN)
 
-    def _take(self, judged: Recipient | Reply) -> Reply:
+    def _take(self, found: path.Path, judged: Recipient | Reply) -> Reply:
+        judged = self._intake.throttles.judged(found, self._peer, judged)
         if isinstance(judged, Reply):
             return judged
         self._recipients.append(judged)

@@ -11,13 +11,14 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlite_utils import Database
 
 from relay.store.database import marks, one, rows
 from relay.store.directory import meta, set_meta
 from relay.store.events import Event, encode, write
+from rules import throttle
 from rules.lifecycle import ALIVE
 
 GONE = "erased"
@@ -48,14 +49,35 @@ class Scope:
     refusals: tuple[str, ...]
     connections: tuple[int, ...]
     alive: int
+    throttles: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
-        return len(self.messages) + len(self.deliveries) + len(self.refusals) + len(self.connections)
+        found = (self.messages, self.deliveries, self.refusals, self.connections, self.throttles)
+        return sum(map(len, found))
 
 
 def scope(db: Database, asked: Asked) -> Scope:
-    return _of_client(db, asked.client) if asked.client else _of_sender(db, asked.sender)
+    found = _of_client(db, asked.client) if asked.client else _of_sender(db, asked.sender)
+    return replace(found, throttles=_throttles(db, asked, found))
+
+
+def _throttles(db: Database, asked: Asked, found: Scope) -> tuple[int, ...]:
+    """Who was held back: the client or its collectors, or the sender's domain; and the peers their mail came from."""
+    collectors = _ids(db, "SELECT lower(collector_address) FROM connection WHERE client = ?", asked.client)
+    peers = _of(db, "SELECT DISTINCT peer FROM message WHERE id IN ({})", found.messages)
+    peers = (*peers, *_of(db, "SELECT DISTINCT peer FROM refusal WHERE id IN ({})", found.refusals))
+    networks = tuple({throttle.network(peer) for peer in peers})
+    domain = asked.sender.rpartition("@")[2].lower()
+    ids: list[str] = []
+    for kind, names in (
+        ("client", (asked.client, *collectors) if asked.client else ()),
+        ("sender_domain", (domain,) if domain else ()),
+        ("peer", networks),
+        ("unknown", networks),
+    ):
+        ids += _of(db, f"SELECT id FROM throttle WHERE kind = '{kind}' AND subject IN ({{}})", names)
+    return tuple(map(int, ids))
 
 
 def _of_sender(db: Database, sender: str) -> Scope:
@@ -150,6 +172,7 @@ def erase(db: Database, asked: Asked, *, at: str, actor: str, why: str) -> Scope
     _erase_deliveries(db, found, of_client=asked.client)
     _each(db, "UPDATE document SET name = 'erased', path = '' WHERE id = ?", found.documents)
     _each(db, "DELETE FROM refusal WHERE id = ?", found.refusals)
+    db.conn.executemany("DELETE FROM throttle WHERE id = ?", [(id_,) for id_ in found.throttles])
     for id_, typed in _refusals(db, asked.client) if asked.client else ():  # others were named beside it
         left = encode([GONE if _is_of(asked.client, one_) else one_ for one_ in typed])
         db.conn.execute("UPDATE refusal SET recipients = ? WHERE id = ?", (left, id_))

@@ -47,6 +47,7 @@ VOCABULARY = {
     "connection-recovered": "a connected folder can be read again",
     "client-added": "a client was added or completed by hand",
     "client-removed": "a client was forgotten",
+    "throttle-cleared": "the postmaster lets one through again that was held back",
     "bytes-missing": "its bytes were not where the row says; the delivery was given up",
     "restored": "the store was restored from a backup; what was on its way is held",
     "erased": "personal data were removed on request; who, why, how much, and a salted hash of what was asked",

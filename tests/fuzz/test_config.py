@@ -25,6 +25,7 @@ TABLES = {name: list(get_type_hints(kind)) for name, kind in get_type_hints(Conf
 KEYS = [*TABLES, *sorted({key for keys in TABLES.values() for key in keys}), "adresse", "é", "a b", '"', "far.test"]
 SAID = ["10 MB", "15 min", "0 s", "1 s", "7 min", "Europe/Paris", "UTC", "../../etc/passwd", "Europe", "127.0.0.1:25"]
 SAID += ["[::1]:25", "::1", "10.0.0.0/8", "10.0.0.1/8", "a@b.fr", "a@b", "fr", "normalise", "required", "", "\0", "é\n"]
+SAID += ["100 / hour", "0 / min", "5 / fortnight", "off", "9" * 400 + " / s", "٣ / hour", "1 / "]
 SAID += [
     "9" * 30 + " days",
     "9" * 5000 + " s",

@@ -49,7 +49,7 @@ KEYS = {
 }
 LISTINGS = (
     *("queue list", "documents list", "runs list", "connections list", "clients list", "forwarding list"),
-    *("trace x", "queue summary"),
+    *("trace x", "queue summary", "throttles list"),
 )
 
 
@@ -170,7 +170,7 @@ def test_without_a_store_a_listing_exits_3_and_creates_nothing(tmp_path: Path, w
     [
         *("queue hold x", "queue resend x --yes", "runs now", "runs now --dry-run", "clients add dupont"),
         *("clients remove dupont", "connections remove 1", "connections readdress 1 --address meg+x@welyb.fr"),
-        "connections add --application meg --client a --address meg+x@welyb.fr",
+        *("connections add --application meg --client a --address meg+x@welyb.fr", "throttles clear peer 192.0.2.1"),
     ],
 )
 def test_without_a_store_a_change_exits_3_and_creates_nothing(tmp_path: Path, words: str) -> None:
