@@ -5,7 +5,7 @@ many as the limit says, every mail takes one out, and it fills again evenly. So 
 once, a longer one at the limit's pace, and whoever was held back is let through as soon as there is one to take.
 
 Limits: who sends from many networks, or under many domains, has as many buckets. An IPv6 peer is its /64: one line of one
-customer. A host that forwards for thousands is one peer: who probes from there makes the others wait too, never lose.
+customer. A sender's domain is what the envelope says, proved by nobody. A host that forwards for thousands is one peer: who probes from there makes the others wait too, never lose.
 """
 
 import re

@@ -19,7 +19,12 @@ def throttles() -> None:
     pass
 
 
-@throttles.command("list")
+@throttles.command(
+    "list",
+    help=t(
+        "Qui a dû attendre depuis un jour, ou depuis --since.", "Who was held back in the last day, or since --since."
+    ),
+)
 @json_option
 @short_filters
 @click.pass_context

@@ -503,7 +503,8 @@ def test_an_erasure_reaches_the_peers_of_what_it_erases(at_door: Door) -> None:
         at = clock.stamp(clock.now())
         news = [store.Held(Subject("unknown", name), at, at, 1) for name in ("2001:db8::/64", STRANGER)]
         await site.tools.writer.write(lambda db, _: store.record(db, news))
-        refusal = "INSERT INTO refusal VALUES ('r1', ?, '2001:db8::7', '', 'jeanne@x.example', '[]', '', '[]', '')"
+        refusal = """INSERT INTO refusal (id, at, peer, helo, sender, recipients, message_id, documents, reply)
+          VALUES ('r1', ?, '2001:db8::7', '', 'jeanne@x.example', '[]', '', '[]', '')"""
         await site.tools.writer.write(lambda db, _: db.conn.execute(refusal, (at,)))
         asked = erasure.Asked(sender="jeanne@x.example")
         await site.tools.writer.write(lambda db, _: erasure.erase(db, asked, at=at, actor="root", why="demande"))
