@@ -5,7 +5,8 @@ many as the limit says, every mail takes one out, and it fills again evenly. So 
 once, a longer one at the limit's pace, and whoever was held back is let through as soon as there is one to take.
 
 Limits: who sends from many networks, or under many domains, has as many buckets. An IPv6 peer is its /64: one line of one
-customer. A sender's domain is what the envelope says, proved by nobody. A host that forwards for thousands is one peer: who probes from there makes the others wait too, never lose.
+customer. A sender's domain is what the envelope says, proved by nobody. A host that forwards for thousands is one peer:
+who probes from there makes the others wait too, never lose.
 """
 
 import re
@@ -119,13 +120,13 @@ class Account:
 def _left(account: Account | None, limit: Limit, now: float) -> float:
     if account is None:
         return limit.count
-    left = max(account.left, -limit.count)  # the limit may be another than it was
+    left = max(account.left, -limit.count)  # never more is owed than the limit, which may be another than it was
     return min(limit.count, left + max(0.0, now - account.at) * limit.rate)
 
 
 def taken(account: Account | None, limit: Limit, now: float) -> Account:
-    """After one more. What was let in at once by many connections is owed, up to as many as the limit again."""
-    return Account(max(_left(account, limit, now) - 1, -limit.count), now)
+    """After one more. What many connections brought at once is owed."""
+    return Account(_left(account, limit, now) - 1, now)
 
 
 def wait(account: Account | None, limit: Limit, now: float) -> float:
