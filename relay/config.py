@@ -91,7 +91,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Dkim:
-    selector: str = ""
+    selector: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +218,8 @@ def _value(kind: Any, key: str, value: Any, place: _Place) -> Any:
             raise place.error(key, f"« {toml.shown(value)} » is not known", known)
         return value
     if get_origin(kind) is tuple:
+        if key in _ONE_OR_MORE and isinstance(value, str):
+            value = [value] if value else []
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise place.error(key, "must be a list of texts", f'write {key} = ["…"]')
         return tuple([_plain(item, key, place) for item in value])
@@ -247,6 +249,7 @@ def _scalar(kind: Any, key: str, value: Any, place: _Place) -> Any:
 
 
 _OF_LINES = ("text",)
+_ONE_OR_MORE = ("selector",)  # written as a text where it is one
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")
 
 
@@ -279,7 +282,7 @@ _WRITTEN: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
-_SELECTOR = re.compile(r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*)?")  # part of a file name and of a DNS one
+_SELECTOR = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")  # part of a file name and of a DNS one
 
 
 def _check(config: Config, top: _Place) -> None:
@@ -319,8 +322,10 @@ def _check_names(config: Config, at: Callable[[str], _Place]) -> None:
     for key in ("hostname", "domain"):
         if not _HOST.fullmatch(getattr(config.relay, key)):
             raise at("relay").error(key, "is not a domain name", f'write {key} = "mx.example.org" or the like')
-    if not _SELECTOR.fullmatch(config.dkim.selector):
+    if not all(map(_SELECTOR.fullmatch, config.dkim.selector)):
         raise at("dkim").error("selector", "is not a label", 'write selector = "s2026" or the like')
+    if len(set(config.dkim.selector)) < len(config.dkim.selector):
+        raise at("dkim").error("selector", "names one key twice", "name each key once")
 
 
 def _check_delivery(delivery: Delivery, at: Callable[[str], _Place]) -> None:

@@ -97,17 +97,17 @@ def token_key(data: Path) -> bytes:
     return path.read_bytes()
 
 
-def signer(config: Config) -> Signer | None:
-    """Signs with the key of [dkim] selector; None where none is set."""
-    if not config.dkim.selector:
-        return None
-    path = key_path(config, config.dkim.selector)
+def signers(config: Config) -> tuple[Signer, ...]:
+    """Each signs with a key of [dkim] selector; none where none is set."""
+    return tuple(_signer(config, selector) for selector in config.dkim.selector)
+
+
+def _signer(config: Config, selector: str) -> Signer:
+    path = key_path(config, selector)
     try:
-        return Signer(config.relay.domain, config.dkim.selector, sign.load(str(path)))
+        return Signer(config.relay.domain, selector, sign.load(str(path)))
     except FileNotFoundError:
-        raise StartError(
-            f"{path}: no such DKIM key. Remedy: `welyb-relay keys create {config.dkim.selector}`."
-        ) from None
+        raise StartError(f"{path}: no such DKIM key. Remedy: `welyb-relay keys create {selector}`.") from None
 
 
 def key_path(config: Config, selector: str) -> Path:
@@ -126,7 +126,7 @@ async def means(config: Config, ruleset: RuleSet) -> AsyncIterator[flush.Means]:
     spool = Spool(data / "spool", lambda: ids.new(clock.now()))
     writer = Writer(db, spool)
     try:
-        yield flush.Means(config, ruleset, reader, spool, writer, signer(config), key)
+        yield flush.Means(config, ruleset, reader, spool, writer, signers(config), key)
     finally:
         await writer.close()
         spool.close()
@@ -262,7 +262,7 @@ class _Parts:
         try:
             config = read()
             ruleset = load_rules(config)
-            signing = signer(config)
+            signing = signers(config)
         except Exception as error:
             log.trouble("reload", error)
             return

@@ -50,7 +50,7 @@ class Means:
     db: Database  # for reading
     spool: Spool
     writer: Writer
-    signer: Signer | None
+    signers: tuple[Signer, ...]
     token_key: bytes
 
 
@@ -62,7 +62,8 @@ async def run(means: Means, horizon: datetime) -> int:
     recovered = await writer.write(lambda db, _: delivery.recover(db, "send", at))
     if recovered:
         log.recovered(recovered, 0)
-    number = await writer.write(lambda db, _: delivery.begin_run(db, at))
+    selectors = [signer.selector for signer in means.signers]
+    number = await writer.write(lambda db, _: delivery.begin_run(db, at, selectors))
     log.run_started(number)
     await list_again(writer, config.ged.root)  # a client's folder may have been renamed
     scanner = scan.Scanner(config, means.ruleset, db=means.db, spool=means.spool, token_key=means.token_key)
@@ -73,7 +74,7 @@ async def run(means: Means, horizon: datetime) -> int:
         spool=means.spool,
         writer=writer,
         resolver=Resolver(config.delivery.dns),
-        signer=means.signer,
+        signers=means.signers,
     )
     tally = await sender.drain(number, max(horizon, clock.now()), deadline)
     counts = {
@@ -127,9 +128,9 @@ class Clockwork:
     def _every(self) -> timedelta:
         return self._means.config.run.every
 
-    def adopt(self, config: Config, ruleset: RuleSet, signer: Signer | None) -> None:
+    def adopt(self, config: Config, ruleset: RuleSet, signers: tuple[Signer, ...]) -> None:
         """Settings and rules read again: for the next run."""
-        self._means = replace(self._means, config=config, ruleset=ruleset, signer=signer)
+        self._means = replace(self._means, config=config, ruleset=ruleset, signers=signers)
 
     async def work(self) -> None:
         """Until cancelled."""

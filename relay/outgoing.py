@@ -1,4 +1,4 @@
-"""The octets of a delivery as they leave: read from the spool, with our fields and our signature on top.
+"""The octets of a delivery as they leave: read from the spool, with our fields and our signatures on top.
 
 Knows alone: where a body's octets come from when it leaves: from memory, where it was kept since it was hashed, or from its
 file, where it needs no second look; and which trouble with them is final. The same octets at every attempt: nothing in
@@ -45,10 +45,10 @@ class _Rest:
 class Outgoing:
     """What leaves from one spool, under one set of settings."""
 
-    def __init__(self, config: Config, spool: Spool, signer: Signer | None) -> None:
+    def __init__(self, config: Config, spool: Spool, signers: tuple[Signer, ...]) -> None:
         self._config = config
         self._spool = spool
-        self._signer = signer
+        self._signers = signers
 
     def job(self, taken: Claimed, most: int) -> Job:
         """The message as it leaves. A body of up to `most` octets is held until it has left. Raises SpoolError."""
@@ -79,10 +79,8 @@ class Outgoing:
             yield body
 
     def _signed(self, taken: Claimed, prefix: bytes, body_hash: bytes) -> bytes:
-        if self._signer is None:
-            return prefix
         created = int(clock.instant(taken.created_at).timestamp())
-        return self._signer.sign(sign.fields(prefix), body_hash, created) + prefix
+        return sign.signatures(self._signers, sign.fields(prefix), body_hash, created) + prefix
 
     # --- a mail's documents in a message of ours ------------------------------------------------------------------------
 

@@ -102,11 +102,18 @@ class Sender:
     """One per run: it claims under `run`, and takes what is due by `horizon` until `deadline`."""
 
     def __init__(
-        self, config: Config, *, db: Database, spool: Spool, writer: Writer, resolver: Resolver, signer: Signer | None
+        self,
+        config: Config,
+        *,
+        db: Database,
+        spool: Spool,
+        writer: Writer,
+        resolver: Resolver,
+        signers: tuple[Signer, ...],
     ) -> None:
         self._config = config
         self._db = db
-        self._outgoing = Outgoing(config, spool, signer)
+        self._outgoing = Outgoing(config, spool, signers)
         self._writer = writer
         self._resolver = resolver
         self._threads = ThreadPoolExecutor(2, "outgoing")

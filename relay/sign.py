@@ -9,7 +9,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -228,6 +228,14 @@ class Signer:
         if isinstance(self.key, RSAPrivateKey):
             return self.key.sign(data, padding.PKCS1v15(), hashes.SHA256())
         return self.key.sign(hashlib.sha256(data).digest())  # RFC 8463 §3: the hash is what is signed
+
+
+def signatures(signers: Iterable[Signer], headers: list[Field], body_hash: bytes, now: int) -> bytes:
+    """One by each: with RSA for whoever verifies nothing else, and with Ed25519 (RFC 8463 §1), say.
+
+    None signs another, so whoever cannot verify one, or whose DNS lacks its key, loses nothing of the other.
+    """
+    return b"".join(signer.sign(headers, body_hash, now) for signer in signers)
 
 
 def _chosen(headers: list[Field]) -> tuple[list[bytes], list[Field]]:

@@ -9,7 +9,10 @@ from relay.cli.language import t
 _VERBS = {
     "serve": ("serve", t("sert : SMTP, classement, passages", "serve: SMTP, filing, runs")),
     "check": ("check", t("vérifie réglages, règles, disque, clés, GED", "check settings, rules, disk, keys, GED")),
-    "dns": ("keys", t("les enregistrements DNS à publier", "the DNS records to publish")),
+    "dns": (
+        "dns",
+        t("les enregistrements DNS à publier ; le sont-ils ?", "the DNS records to publish; are they?"),
+    ),
     "explain": ("explain", t("où irait une adresse, et par quelle règle", "where an address leads, and by which rule")),
     "examine": ("explain", t("le verdict sur un courriel ou un fichier", "the verdict on a mail or a file")),
     "queue": ("queue", t("la file : lister, montrer, retenir, libérer…", "the queue: list, show, hold, release…")),

@@ -13,7 +13,7 @@ import click
 
 from relay.cli.language import t
 from relay.cli.options import changing, json_option, reason_option, rules, settings
-from relay.cli.output import emit
+from relay.cli.output import WIDEST_LAST, emit, printable
 from relay.config import Config
 from rules.ruleset import RuleSet
 
@@ -63,8 +63,17 @@ def _alive(config: Config) -> Iterator[Finding]:
 def _tell(ctx: click.Context, findings: list[Finding], *, as_json: bool) -> None:
     rows = [{"subject": f.subject, "ok": f.ok, "finding": f.finding, "remedy": f.remedy} for f in findings]
     emit(rows, ("subject", "ok", "finding", "remedy"), as_json=as_json)
+    if not as_json:
+        _whole(findings)
     if not all(finding.ok for finding in findings):
         ctx.exit(1)
+
+
+def _whole(findings: list[Finding]) -> None:
+    """The remedies that a table cuts: a line to paste is of use as a whole only."""
+    for finding in findings:
+        if len(finding.remedy) > WIDEST_LAST:
+            click.echo(f"\n{printable(finding.subject)} :\n" + "\n".join(map(printable, finding.remedy.splitlines())))
 
 
 def _look(config: Config, *, deep: bool, mend: bool, why: str) -> list[Finding]:
@@ -92,6 +101,7 @@ def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     yield from _dkim(config)
     yield from _store(config, ruleset)
     yield from _destinations(config, ruleset)
+    yield from _published(config)
 
 
 def _authentication(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
@@ -192,21 +202,43 @@ def _certificate(config: Config) -> Iterator[Finding]:
 
 
 def _dkim(config: Config) -> Iterator[Finding]:
-    from relay.daemon import StartError, key_path, signer
+    from relay.daemon import StartError, key_path, signers
     from relay.sign import KeyProblem
 
     if not config.dkim.selector:
-        remedy = "welyb-relay keys create SELECTOR"
+        remedy = "welyb-relay keys create SELECTOR --kind both"
         yield Finding("dkim", True, t("le courrier part sans signature", "mail leaves unsigned"), remedy)
         return
-    path = key_path(config, config.dkim.selector)
     try:
-        signer(config)
+        signers(config)
     except (StartError, KeyProblem, OSError) as error:
-        yield Finding("dkim", False, str(error), f"welyb-relay keys create {config.dkim.selector}")
+        yield Finding("dkim", False, str(error), "welyb-relay keys create SELECTOR")
         return
-    loose = bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
-    yield Finding("dkim", not loose, str(path), f"chmod 600 {path}" if loose else "")
+    for path in (key_path(config, selector) for selector in config.dkim.selector):
+        loose = bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+        yield Finding("dkim", not loose, str(path), f"chmod 600 {path}" if loose else "")
+
+
+def _published(config: Config) -> Iterator[Finding]:
+    """What DNS says of us. What it does not say now is not known, and no fault."""
+    from relay.cli import dns
+
+    try:
+        found = dns.verified(config, dns.site_of(config))
+    except click.ClickException as error:  # a key that cannot be read
+        yield Finding("published", False, error.message, t("réparez ou retirez cette clé", "mend or remove that key"))
+        return
+    silent = [each for each in found if each.verdict == "unknown"]
+    good = sum(each.verdict == "good" for each in found)
+    yield Finding("published", True, f"{good} {t('enregistrements DNS publiés', 'DNS records published')}")
+    if silent:
+        known = t("enregistrements dont on ne sait rien", "records of which nothing is known")
+        yield Finding("published", True, f"{len(silent)} {known} : {silent[0].found[0]}", "welyb-relay dns --verify")
+    for each in found:
+        if each.verdict in ("advice", "gap"):
+            subject = f"published {each.type} {each.name}"
+            remedy = each.line.replace("\t", " ") if each.type != "FILE" else "welyb-relay dns"
+            yield Finding(subject, each.verdict != "gap", dns.TOLD[each.code], remedy)
 
 
 def _store(config: Config, ruleset: RuleSet) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ Record = Mapping[str, Any]
 AT_ONCE = 200  # rows to a write
 PAGE = 100  # rows of a table before it says how to go on
 WIDEST = 48
+WIDEST_LAST = 3 * WIDEST  # of the last column
 
 
 def emit(rows: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> int:
@@ -38,7 +39,7 @@ def _table(rows: Iterable[Record], columns: Sequence[str]) -> int:
     from tabulate import tabulate
 
     *narrow, last = columns
-    cells = [[*(cell(row.get(column)) for column in narrow), cell(row.get(last), 3 * WIDEST)] for row in rows]
+    cells = [[*(cell(row.get(column)) for column in narrow), cell(row.get(last), WIDEST_LAST)] for row in rows]
     if cells:
         drawn = tabulate(cells, headers=list(columns), tablefmt="simple", disable_numparse=True)  # type: ignore[no-untyped-call]
         sys.stdout.write(f"{drawn}\n")

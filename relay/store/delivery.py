@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from sqlite_utils import Database
 
 from relay import clock
-from relay.store.database import marks, one, rows
+from relay.store.database import Store, marks, one, rows
 from relay.store.events import Event, write
 from relay.store.intake import reason_facts, reason_text
 from rules import lifecycle
@@ -440,8 +440,19 @@ def resend(db: Database, delivery: str, order: Order) -> str | None:
 COUNTS = ("eligible", "sent", "deferred", "refused", "held", "duplicate")
 
 
-def begin_run(db: Database, at: str) -> int:
-    return int(db.conn.execute("INSERT INTO run (started_at) VALUES (?)", (at,)).lastrowid or 0)
+def begin_run(db: Database, at: str, selectors: Sequence[str]) -> int:
+    sql = "INSERT INTO run (started_at, signed) VALUES (?, ?)"
+    return int(db.conn.execute(sql, (at, " ".join(selectors))).lastrowid or 0)
+
+
+def last_signed(db: Store) -> dict[str, str]:
+    """Selector → until when mail was signed with its key."""
+    sql = "SELECT signed, max(coalesce(finished_at, started_at)) FROM run WHERE signed <> '' GROUP BY signed"
+    last: dict[str, str] = {}
+    for signed, at in rows(db, sql):
+        for selector in signed.split():
+            last[selector] = max(at, last.get(selector, ""))
+    return last
 
 
 def finish_run(db: Database, run: int, counts: dict[str, int], at: str) -> None:

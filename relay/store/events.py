@@ -47,6 +47,8 @@ VOCABULARY = {
     "connection-recovered": "a connected folder can be read again",
     "client-added": "a client was added or completed by hand",
     "client-removed": "a client was forgotten",
+    "key-created": "a DKIM key was made",
+    "key-removed": "a DKIM key was removed",
     "throttle-cleared": "the postmaster lets one through again that was held back",
     "bytes-missing": "its bytes were not where the row says; the delivery was given up",
     "restored": "the store was restored from a backup; what was on its way is held",

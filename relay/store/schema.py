@@ -149,6 +149,7 @@ CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     started_at TEXT NOT NULL,
     finished_at TEXT,
+    signed TEXT NOT NULL DEFAULT '',   -- the selectors of the keys it signs with
     eligible INTEGER NOT NULL DEFAULT 0,
     sent INTEGER NOT NULL DEFAULT 0,
     deferred INTEGER NOT NULL DEFAULT 0,

@@ -102,6 +102,14 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
     assert str(config.zone) == "UTC"
 
 
+@pytest.mark.parametrize(
+    ("written", "selectors"),
+    [('""', ()), ('"s1"', ("s1",)), ("[]", ()), ('["k1", "k1-ed"]', ("k1", "k1-ed"))],
+)
+def test_one_key_or_several(written: str, selectors: tuple[str, ...]) -> None:
+    assert parse(f"[dkim]\nselector = {written}\n", "x").dkim.selector == selectors
+
+
 def test_without_a_file_all_is_below_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load(None)

@@ -88,7 +88,7 @@ def test_every_way_is_the_same(
 ) -> None:
     """Kept, read again, or sent by the kernel; with what is odd where the pieces of the file are cut."""
     message = HEADER + b"x" * length + ending
-    outgoing = Outgoing(Config(), spool, signer)
+    outgoing = Outgoing(Config(), spool, (signer,))
     taken = replace(small(spool, message), authentication=intake.kept_results(known))
     read, kept = outgoing.job(taken, -1), outgoing.job(taken, len(message))
     assert (kept.stored is None) == (length == 0)
@@ -101,26 +101,26 @@ def test_every_way_is_the_same(
 
 @pytest.mark.parametrize("body", [b"", b".\r\n", b"a\r\n.b\r\n" * 60_000], ids=["none", "a dot", "long"])
 def test_stock_dkimpy_verifies_what_leaves(spool: Spool, signer: Signer, body: bytes) -> None:
-    job = Outgoing(Config(), spool, signer).job(large(spool, HEADER + body), SMALL)
+    job = Outgoing(Config(), spool, (signer,)).job(large(spool, HEADER + body), SMALL)
     message = job.prefix + b"".join(job.chunks())
     assert dkim.verify(message, dnsfunc=lambda name, timeout=5: sign.dns_record(signer.key).encode())
 
 
 def test_many_dots_are_not_remembered(spool: Spool) -> None:
-    job = Outgoing(Config(), spool, None).job(large(spool, HEADER + b".\r\n" * 100_000), SMALL)
+    job = Outgoing(Config(), spool, ()).job(large(spool, HEADER + b".\r\n" * 100_000), SMALL)
     assert job.stored is None
     assert on_the_wire(job).endswith(b"\r\n" + b"..\r\n" * 100_000 + b".\r\n")
 
 
 def test_a_last_piece_of_one_octet_is_no_reason_for_an_empty_line(spool: Spool) -> None:
     body = b"x" * (2 * PIECE - 1) + b"\r\n"
-    job = Outgoing(Config(), spool, None).job(large(spool, HEADER + body), SMALL)
+    job = Outgoing(Config(), spool, ()).job(large(spool, HEADER + body), SMALL)
     assert b"".join(job.chunks()) == body
 
 
 def test_a_large_body_is_not_held(spool: Spool, signer: Signer) -> None:
     taken = large(spool, HEADER + (b"A" * 76 + b"\r\n") * 200_000)
-    outgoing = Outgoing(Config(), spool, signer)
+    outgoing = Outgoing(Config(), spool, (signer,))
     tracemalloc.start()
     try:
         job = outgoing.job(taken, SMALL)
@@ -160,7 +160,7 @@ def carried(spool: Spool, *, subject: str = "Facture d'été\u202e \x07 12") -> 
 
 
 def test_the_documents_leave_as_they_came_in_a_message_of_ours(spool: Spool, signer: Signer) -> None:
-    job = Outgoing(Config(), spool, signer).job(carried(spool), SMALL)
+    job = Outgoing(Config(), spool, (signer,)).job(carried(spool), SMALL)
     whole = job.prefix + b"".join(job.chunks())
     assert job.size == len(whole) and not job.eight_bit and whole.isascii()
     assert dkim.verify(whole, dnsfunc=lambda name, timeout=5: sign.dns_record(signer.key).encode())
@@ -179,12 +179,12 @@ def test_the_documents_leave_as_they_came_in_a_message_of_ours(spool: Spool, sig
 
 def test_it_is_the_same_at_every_attempt(spool: Spool, signer: Signer) -> None:
     taken = carried(spool)
-    first, second = (Outgoing(Config(), spool, signer).job(taken, most) for most in (SMALL, -1))
+    first, second = (Outgoing(Config(), spool, (signer,)).job(taken, most) for most in (SMALL, -1))
     assert on_the_wire(first) == on_the_wire(second) == on_the_wire(first)
 
 
 def test_without_a_subject_it_bears_the_first_documents_name(spool: Spool) -> None:
-    job = Outgoing(Config(), spool, None).job(carried(spool, subject="\x07"), SMALL)
+    job = Outgoing(Config(), spool, ()).job(carried(spool, subject="\x07"), SMALL)
     assert message_from_bytes(job.prefix, policy=default)["Subject"] == "facture n° 12.pdf"
 
 
@@ -192,9 +192,9 @@ def test_a_document_that_is_not_what_was_accepted_does_not_leave(spool: Spool) -
     taken = carried(spool)
     first, *others = taken.carried
     with pytest.raises(SpoolError, match=r"m1\.1"):
-        Outgoing(Config(), spool, None).job(replace(taken, carried=(replace(first, sha256="0" * 64), *others)), SMALL)
+        Outgoing(Config(), spool, ()).job(replace(taken, carried=(replace(first, sha256="0" * 64), *others)), SMALL)
 
 
 def test_bytes_that_are_gone(spool: Spool) -> None:
     with pytest.raises(SpoolError):
-        Outgoing(Config(), spool, None).job(replace(TAKEN, spool=f"f/{DAY}/gone"), SMALL)
+        Outgoing(Config(), spool, ()).job(replace(TAKEN, spool=f"f/{DAY}/gone"), SMALL)

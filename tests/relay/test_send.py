@@ -64,7 +64,7 @@ def config(connections: int, ports: dict[str, int]) -> Config:
 
 def sender(office: Office, path: Path, writer: Writer, settings: Config) -> Sender:
     reader = open_for_reading(path / "relay.db")
-    return Sender(settings, db=reader, spool=office.spool, writer=writer, resolver=Resolver(()), signer=None)
+    return Sender(settings, db=reader, spool=office.spool, writer=writer, resolver=Resolver(()), signers=())
 
 
 class Late(Writer):
