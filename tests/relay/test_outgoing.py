@@ -106,6 +106,17 @@ def test_stock_dkimpy_verifies_what_leaves(spool: Spool, signer: Signer, body: b
     assert dkim.verify(message, dnsfunc=lambda name, timeout=5: sign.dns_record(signer.key).encode())
 
 
+def test_two_keys_make_two_signatures_counted_in_the_size_and_the_same_at_every_attempt(
+    spool: Spool, signer: Signer, tmp_path: Path
+) -> None:
+    rsa = Signer("welyb.fr", "s0", sign.create(str(tmp_path / "k.pem"), "rsa"))
+    outgoing, taken = Outgoing(Config(), spool, (rsa, signer)), small(spool, HEADER + b"a\r\n")
+    job, again = outgoing.job(taken, SMALL), outgoing.job(replace(taken, attempts=3), SMALL)
+    assert job.prefix == again.prefix
+    assert [name for name, _ in sign.fields(job.prefix)][:3] == [b"DKIM-Signature", b"DKIM-Signature", b"Received"]
+    assert job.size == len(job.prefix + b"".join(job.chunks()))
+
+
 def test_many_dots_are_not_remembered(spool: Spool) -> None:
     job = Outgoing(Config(), spool, ()).job(large(spool, HEADER + b".\r\n" * 100_000), SMALL)
     assert job.stored is None

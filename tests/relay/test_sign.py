@@ -98,6 +98,33 @@ def test_what_the_next_host_does_does_not_break_it(key: Key) -> None:
     assert verifies(changed, key)
 
 
+def test_two_keys_each_sign_the_message_and_not_the_others_signature(tmp_path: Path) -> None:
+    made: dict[str, Key] = {
+        "r": sign.create(str(tmp_path / "r.pem"), "rsa"),
+        "e": sign.create(str(tmp_path / "e.pem"), "ed25519"),
+    }
+    hashed = SimpleBodyHash()
+    hashed.feed(b"hello\r\n")
+    signers = [Signer("welyb.fr", selector, key) for selector, key in made.items()]
+    both = sign.signatures(signers, sign.fields(HEADER), hashed.digest(), 1_795_500_000)
+    assert re.findall(rb"(?m)^DKIM-Signature:.* a=(\S+);", both) == [b"rsa-sha256", b"ed25519-sha256"]
+    assert sign.signatures((), sign.fields(HEADER), b"", 1) == b""
+
+    def valid(message: bytes, number: int) -> bool:
+        published = {f"{s}._domainkey.welyb.fr.".encode(): sign.dns_record(key).encode() for s, key in made.items()}
+        try:
+            return bool(dkim.DKIM(message).verify(idx=number, dnsfunc=lambda name, timeout=5: published.get(name)))
+        except dkim.ValidationError:  # the body is another
+            return False
+
+    message = both + HEADER + b"hello\r\n"
+    assert valid(message, 0) and valid(message, 1)
+    first, second = re.findall(rb"DKIM-Signature:.*\r\n(?:[ \t].*\r\n)+", both)
+    assert valid(message.replace(first, b""), 0) and valid(message.replace(second, b""), 0)
+    changed = message.replace(b"hello", b"hellO")
+    assert not valid(changed, 0) and not valid(changed, 1)
+
+
 def test_several_instances_of_a_field(key: Key) -> None:
     header = b"To: a@b\r\nFrom: c@d\r\nTo: e@f\r\nReferences: <1>\r\nReferences: <2>\r\n\r\n"
     message = signed(key, header, b"x\r\n")

@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 
 ROOTS = Path(__file__).resolve().parents[2] / ".venv" / "debian"
-UNPACKED = {"postfix": "usr/lib/postfix/sbin/master", "knot": "usr/sbin/knotd", "systemd": "usr/bin/systemd-analyze"}
+UNPACKED = {
+    "postfix": "usr/lib/postfix/sbin/master",
+    "knot": "usr/sbin/knotd",
+    "opendkim": "usr/sbin/opendkim",
+    "systemd": "usr/bin/systemd-analyze",
+}
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
@@ -33,8 +38,8 @@ def library_path(package: str) -> str:
     """LD_LIBRARY_PATH for the programs of an unpacked package: it brought the libraries this machine lacks."""
     triplet = f"{platform.machine()}-linux-gnu"
     root = root_of(package)
-    parts = (f"usr/lib/{package}", f"usr/lib/{triplet}/{package}", f"usr/lib/{triplet}", f"lib/{triplet}")
-    return ":".join(str(root / part) for part in parts)
+    own = (f"usr/lib/{package}", f"usr/lib/{triplet}/{package}")
+    return ":".join(str(root / part) for part in (*own, f"usr/lib/{triplet}", f"lib/{triplet}", "usr/lib"))
 
 
 def lacking(name: str) -> str | None:
@@ -45,17 +50,17 @@ def lacking(name: str) -> str | None:
         if not (root_of(name) / UNPACKED[name]).exists():
             return f"{name} is not unpacked: sh deploy/install-debian test, as root"
         return lacking("root") if name == "postfix" else None
-    if name == "port 25":
-        return _port_25()
+    if name.startswith("port "):
+        return _port(int(name.removeprefix("port ")))
     return None if shutil.which(name, path=SYSTEM_PATH) else f"{name} is not installed"
 
 
-def _port_25() -> str | None:
+def _port(number: int) -> str | None:
     try:
         with socket.socket() as tcp:
-            tcp.bind(("127.25.25.25", 25))
+            tcp.bind(("127.25.25.25", number))
     except OSError as trouble:
-        return f"no port 25 on loopback: {trouble.strerror}"
+        return f"no port {number} on loopback: {trouble.strerror}"
     return None
 
 
