@@ -25,5 +25,7 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | What does this answer of the far side mean, and for how much?   | `outcome.of_reply`, `of_fault`    |
 | Has this client fallen silent?                                  | `silence.look`                    |
 | Is this a bounce, and of what?                                  | `bounce.read`                     |
+| What must DNS say of this domain?                               | `records.records`                 |
+| Does it, and which line mends it?                               | `published.compare`               |
 | In which words do we say so?                                    | `replies`                         |
 """

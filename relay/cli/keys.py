@@ -6,16 +6,16 @@ long as a mail it signed may be under way. The settings are the postmaster's: wh
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from relay import clock
 from relay.cli.dns import public_key, selectors, site_of
 from relay.cli.language import t
-from relay.cli.options import actor, json_option, reason_option, settings
+from relay.cli.options import actor, changing, json_option, reason_option, settings
 from relay.cli.output import Record, emit, fail
 from relay.config import Config
 
@@ -90,11 +90,11 @@ def _make(config: Config, selector: str, kinds: Sequence[Kind], why: str) -> Non
     for name in made:
         if key_path(config, name).exists():
             raise fail(t(f"la clé {name} existe déjà", f"key {name} exists already"), 1)
-    for name, kind in made.items():
-        path = key_path(config, name)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        sign.create(str(path), kind)
-    _tell(config, "key-created", list(made), why)
+    with _told(config, "key-created", list(made), why):
+        for name, kind in made.items():
+            path = key_path(config, name)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            sign.create(str(path), kind)
     _next_steps(config, made)
 
 
@@ -151,8 +151,8 @@ def remove(ctx: click.Context, selector: str, force: bool, reason: str) -> None:
             f"{selector} signed mail that may be under way until {until} (--force if it is compromised)",
         )
         raise fail(told, 1)
-    key_path(config, selector).unlink()
-    _tell(config, "key-removed", [selector], reason)
+    with _told(config, "key-removed", [selector], reason):
+        key_path(config, selector).unlink()
     name = f"{selector}._domainkey.{config.relay.domain}"
     click.echo(t(f"{selector} : retirez maintenant {name} du DNS.", f"{selector}: now take {name} out of DNS."))
 
@@ -203,16 +203,15 @@ def _last_signed(config: Config) -> dict[str, str]:
         db.close()
 
 
-def _tell(config: Config, event: str, made: Sequence[str], why: str) -> None:
-    """To the history, where there is one: a key may be made before the first start."""
-    from relay.store.database import NoStore, open_existing, transaction
+@contextmanager
+def _told(config: Config, event: str, made: Sequence[str], why: str) -> Iterator[None]:
+    """For the length of a change: it goes into the history where there is one. A key may be made before any start."""
+    from relay.store.database import transaction
     from relay.store.events import Event, write
 
-    with suppress(NoStore):
-        db: Any = open_existing(config.database)
-        try:
-            with transaction(db):
-                detail = {"selectors": made, "why": why}
-                write(db, clock.stamp(clock.now()), actor(), [Event(event, detail=detail)])
-        finally:
-            db.close()
+    if not config.database.exists():
+        yield
+        return
+    with changing(config) as db, transaction(db):
+        write(db, clock.stamp(clock.now()), actor(), [Event(event, detail={"selectors": made, "why": why})])
+        yield
