@@ -3,6 +3,7 @@
 Knows alone: which part of a published record matters: not its order, its case, nor what others added, but whether mail
 comes here, whether what we send is believed, and whether a sender that insists on TLS still gets through.
 Limits: SPF terms that lead elsewhere (include, redirect) are not followed: what they allow is told as not known.
+Long because it is one kind of record after another.
 """
 
 import hashlib
