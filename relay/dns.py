@@ -10,7 +10,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import dns.asyncresolver
@@ -37,13 +37,19 @@ class MxHost:
     preference: int
     host: str
     addresses: tuple[str, ...]  # at least one; IPv4 first: a machine without an IPv6 route is still common
+    alias_of: str = ""  # the end of its chain of CNAMEs, mostly itself; "" unless `secure` as in Records
+
+    @property
+    def secure(self) -> bool:
+        return bool(self.alias_of)
 
 
 @dataclass(frozen=True, slots=True)
 class MxHosts:
-    """In the order they are to be tried; at least one."""
+    """In the order they are to be tried; at least one. `secure` as in Records: of the MX records, or of their absence."""
 
     hosts: tuple[MxHost, ...]
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,14 @@ class Records:
         return tuple(b"".join(record.strings) for record in self.data if isinstance(record, TXT))
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Addresses of one host; `alias_of` as in MxHost."""
+
+    addresses: tuple[str, ...]
+    alias_of: str
+
+
 Shuffle = Callable[[list[dns.rdtypes.ANY.MX.MX]], None]
 
 
@@ -109,14 +123,15 @@ class Resolver:
             return answer
         records = [record for record in answer if isinstance(record, dns.rdtypes.ANY.MX.MX)]
         if not records:
-            return await self._implicit(domain)
+            return await self._implicit(domain, answer)
         # RFC 7505 §3: a null MX beside others is an error of theirs, and then it names no host.
         named = [record for record in records if record.exchange != dns.name.root]
         if not named:
             return NullMx()
         self._shuffle(named)
         named.sort(key=lambda record: record.preference)  # stable: the shuffle stays within a preference
-        return await self._with_addresses(domain, named[:MAX_HOSTS])
+        found = await self._with_addresses(domain, named[:MAX_HOSTS])
+        return replace(found, secure=self._secure(answer.response)) if isinstance(found, MxHosts) else found
 
     async def addresses(self, host: str) -> tuple[str, ...] | NoDomain | DnsTrouble:
         """The addresses of `host`, at least one; an address is its own answer."""
@@ -124,15 +139,15 @@ class Resolver:
             return (host,)
         if host.lower().rstrip(".") == "localhost":  # RFC 6761 §6.3: never asked of DNS
             return ("127.0.0.1", "::1")
-        return await self._lookup(host)
+        found = await self._lookup(host)
+        return found.addresses if isinstance(found, _Found) else found
 
     async def records(self, name: str, kind: str) -> Records | NoDomain | DnsTrouble:
         """All records of `kind` ("TXT", "TLSA", …) at `name`, CNAMEs followed."""
         answer = await self._ask(name, dns.rdatatype.from_text(kind))
         if not isinstance(answer, dns.resolver.Answer):
             return answer
-        found = answer.canonical_name.to_text(omit_final_dot=True).lower()
-        return Records(found, tuple(answer), self._secure(answer.response))
+        return Records(_name(answer.canonical_name), tuple(answer), self._secure(answer.response))
 
     async def answers(self) -> bool:
         """Does any of the servers answer at all? Asked anew each time, of what every resolver knows by heart."""
@@ -146,30 +161,34 @@ class Resolver:
             return True  # a refusal, or a rude answer, is one
         return True
 
-    async def _lookup(self, host: str) -> tuple[str, ...] | NoDomain | DnsTrouble:
+    async def _lookup(self, host: str) -> _Found | NoDomain | DnsTrouble:
         kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
         answers = await asyncio.gather(*(self._ask(host, kind) for kind in kinds))
-        found = tuple(
-            record.address for answer in answers if isinstance(answer, dns.resolver.Answer) for record in answer
-        )
-        if found:
-            return found
+        given = [answer for answer in answers if isinstance(answer, dns.resolver.Answer) and len(answer)]
+        if given:
+            # RFC 7672 §2.2.2: a name has TLSA records worth looking for only where its addresses are signed.
+            secure = all(self._secure(answer.response) for answer in given)
+            addresses = tuple(record.address for answer in given for record in answer)
+            return _Found(addresses, _name(given[0].canonical_name) if secure else "")
         failed = [answer for answer in answers if not isinstance(answer, dns.resolver.Answer)]
         trouble = next((answer for answer in failed if isinstance(answer, DnsTrouble)), None)
         return trouble or (failed[0] if failed else DnsTrouble(f"{host}: no address"))
 
-    async def _implicit(self, domain: str) -> MxHosts | NoDomain | DnsTrouble:
-        addresses = await self._lookup(domain)
-        return MxHosts((MxHost(0, domain.lower(), addresses),)) if isinstance(addresses, tuple) else addresses
+    async def _implicit(self, domain: str, absent: dns.resolver.Answer) -> MxHosts | NoDomain | DnsTrouble:
+        found = await self._lookup(domain)
+        if not isinstance(found, _Found):
+            return found
+        host = MxHost(0, domain.lower(), found.addresses, found.alias_of)
+        return MxHosts((host,), self._secure(absent.response))
 
     async def _with_addresses(self, domain: str, records: list[dns.rdtypes.ANY.MX.MX]) -> MxHosts | DnsTrouble:
-        names = [record.exchange.to_text(omit_final_dot=True).lower() for record in records]
+        names = [_name(record.exchange) for record in records]
         # Looked up even if it reads as an address or localhost: a zone must not point us at ourselves by name.
         answers = await asyncio.gather(*(self._lookup(name) for name in names))
         hosts = tuple(
-            MxHost(record.preference, name, addresses)
-            for record, name, addresses in zip(records, names, answers, strict=True)
-            if isinstance(addresses, tuple)
+            MxHost(record.preference, name, found.addresses, found.alias_of)
+            for record, name, found in zip(records, names, answers, strict=True)
+            if isinstance(found, _Found)
         )
         if hosts:
             return MxHosts(hosts)
@@ -190,6 +209,10 @@ class Resolver:
     def _secure(self, response: dns.message.Message) -> bool:
         """The AD bit is believed only where nobody on the way could have set it (RFC 6698 §A.3)."""
         return self._local and bool(response.flags & dns.flags.AD)
+
+
+def _name(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()
 
 
 def _said(error: Exception) -> str:

@@ -24,6 +24,9 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | When is the next run, and was one missed?                       | `lifecycle.next_run`, `catch_up`  |
 | What does this answer of the far side mean, and for how much?   | `outcome.of_reply`, `of_fault`    |
 | Has this client fallen silent?                                  | `silence.look`                    |
+| Which TLS must this host give us?                               | `tls.policy`                      |
+| Is this host one of its domain's MTA-STS policy?                | `sts.allows`                      |
+| Does DANE vouch for this certificate?                           | `dane.vouches`, `dane.anchors`    |
 | Is this a bounce, and of what?                                  | `bounce.read`                     |
 | What must DNS say of this domain?                               | `records.records`                 |
 | Does it, and which line mends it?                               | `published.compare`               |

@@ -176,6 +176,39 @@ def test_a_large_answer_comes_by_tcp_and_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
+    ("domain", "secure", "hosts"),
+    [
+        (
+            "meg.test",
+            True,
+            {"mx1.meg.test": "mx1.meg.test", "mx2.meg.test": "mx2.meg.test", "backup.meg.test": "backup.meg.test"},
+        ),
+        ("implicit.test", True, {"implicit.test": "implicit.test"}),
+        ("mxalias.test", True, {"other.test": ""}),  # the alias is not signed, so nor are its addresses
+        ("signedalias.test", True, {"hosted.test": "mx2.meg.test"}),
+        ("partial.test", False, {"mx1.meg.test": "mx1.meg.test"}),
+    ],
+)
+def test_what_a_validating_resolver_vouches_for(
+    server: NameServer, domain: str, secure: bool, hosts: dict[str, str]
+) -> None:
+    server.publish(ZONE + "signedalias.test. 300 IN MX 10 hosted.test.\nhosted.test. 300 IN CNAME mx2.meg.test.\n")
+    server.sign("meg.test", "implicit.test", "mxalias.test", "signedalias.test", "hosted.test")
+    answer = mx(server, domain)
+    assert answer.secure is secure
+    assert {host.host: host.alias_of for host in answer.hosts} == hosts
+    assert [host.secure for host in answer.hosts] == [bool(alias_of) for alias_of in hosts.values()]
+
+
+def test_what_is_not_there_may_be_vouched_for_too(server: NameServer) -> None:
+    server.sign("text.test", "nowhere.test")
+    resolver = Resolver([server.address])
+    absent = asyncio.run(resolver.records("text.test", "TLSA"))
+    assert isinstance(absent, dns.Records) and absent.data == () and absent.secure
+    assert asyncio.run(resolver.records("nowhere.test", "TLSA")) == NoDomain(secure=True)
+
+
+@pytest.mark.parametrize(
     ("host", "answer"),
     [
         ("192.0.2.7", ("192.0.2.7",)),

@@ -42,6 +42,7 @@ class NameServer:
     def __init__(self, zone: str = "") -> None:
         self.queries: list[tuple[str, str]] = []
         self.trouble: dict[dns.name.Name, Trouble] = {}
+        self.signed: set[dns.name.Name] = set()
         self.publish(zone)
         self._udp, self._tcp = _both()
         self.port: int = self._udp.server_address[1]
@@ -57,6 +58,10 @@ class NameServer:
     def fail(self, name: str, trouble: Trouble) -> None:
         """From now on `name` and all below it get SERVFAIL, REFUSED, or no answer at all; "." is every name."""
         self.trouble[dns.name.from_text(name)] = trouble
+
+    def sign(self, *names: str) -> None:
+        """What is said of these names and all below them is vouched for from now on, as by a resolver that validated it."""
+        self.signed |= set(map(dns.name.from_text, names))
 
     @property
     def address(self) -> str:
@@ -75,6 +80,9 @@ class NameServer:
             response.set_rcode(_RCODES[trouble])
         else:
             self._fill(response, question.name, question.rdtype)
+        names = {question.name, *(rrset.name for rrset in response.answer)}
+        if not trouble and all(any(name.is_subdomain(zone) for zone in self.signed) for name in names):
+            response.flags |= dns.flags.AD
         if len(response.to_wire()) > limit:
             response.answer = []
             response.flags |= dns.flags.TC
