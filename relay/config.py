@@ -85,6 +85,7 @@ class Delivery:
     connections_per_destination: int = 4
     give_up_after: timedelta = timedelta(days=5)
     tls: dict[str, str] = field(default_factory=dict)
+    authorities: str = ""
     dns: tuple[str, ...] = ()
     routes: dict[str, str] = field(default_factory=dict)
 
@@ -367,4 +368,5 @@ def _resolved(config: Config, base: Path) -> Config:
 
     relay = replace(config.relay, data=base / config.relay.data, rules=at(config.relay.rules))
     smtp = replace(config.smtp, certificate=at(config.smtp.certificate), key=at(config.smtp.key))
-    return replace(config, relay=relay, smtp=smtp, ged=Ged(base / config.ged.root))
+    delivery = replace(config.delivery, authorities=at(config.delivery.authorities))
+    return replace(config, relay=relay, smtp=smtp, delivery=delivery, ged=Ged(base / config.ged.root))

@@ -5,22 +5,29 @@ its time limits, and how a body is sent: a small one in one write; a large one i
 TLS, or with too many dots to remember, in pieces that are stuffed as they pass.
 What the far side does is an Outcome; exceptions are our own mistakes: an address that is none, a body that cannot be
 read. Then, and when cancelled, the line is cut before the dot, so that no half message arrives.
-Limits: certificates are not checked: without DNSSEC an MX name proves nothing. No BDAT, AUTH or SMTPUTF8. One delivery
-at a time on a connection; when to open another, and whether to try the next host, is the caller's to say.
+A host that must prove who it is and does not gets nothing, not even MAIL: that outcome waits; another host may be tried.
+Limits: under opportunistic TLS certificates are not checked: without DNSSEC an MX name proves nothing. No BDAT, AUTH or
+SMTPUTF8. One delivery at a time on a connection; when to open another, and whether to try the next host, is the caller's
+to say. Over 400 lines because a conversation is told in one place.
 """
 
 import asyncio
 import itertools
 import re
+import ssl
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, assert_never
+from ipaddress import ip_address
+from typing import Any, assert_never
 
+from relay import clock
 from relay.dns import DnsTrouble, MxHosts, NoDomain, NullMx, Resolver, endpoint
 from relay.spool import Body
+from relay.trust import Trust, anyone, chain, unproved
 from relay.wire import DotStuffer, Line, Trouble
 from rules.outcome import Fault, Outcome, Scope, Stage, of_fault, of_reply, too_big
+from rules.tls import Dane, Opportunistic, Required, Verified, word
 
 SMTP_PORT = 25
 MAX_REPLY_LINES = 100
@@ -33,6 +40,7 @@ class Destination:
     host: str  # the name the far side goes by
     address: str
     port: int
+    alias_of: str = ""  # where its TLSA records may be; "" where DNSSEC does not vouch for all that led here
 
     def __str__(self) -> str:
         place = f"[{self.address}]:{self.port}"
@@ -94,7 +102,11 @@ async def destinations(domain: str, routes: Mapping[str, str], resolver: Resolve
         mx = await resolver.mx(domain)
         if not isinstance(mx, MxHosts):
             return _nowhere(domain, mx)
-        return tuple(Destination(host.host, address, SMTP_PORT) for host in mx.hosts for address in host.addresses)
+        return tuple(
+            Destination(host.host, address, SMTP_PORT, host.alias_of if mx.secure else "")
+            for host in mx.hosts
+            for address in host.addresses
+        )
     host, port = endpoint(route, SMTP_PORT)
     addresses = await resolver.addresses(host)
     if not isinstance(addresses, tuple):
@@ -117,40 +129,49 @@ def _nowhere(name: str, answer: NullMx | NoDomain | DnsTrouble) -> Outcome:
 # ---
 # The conversation
 
-Tls = Literal["opportunistic", "required"]
+Tls = Opportunistic | Required | Verified | Dane
+ANYONE = Opportunistic()
+SYSTEM = Trust()
 
 
 class Connection:
-    """An open session. `tls` is "TLSv1.3" or the like, "" in clear; `usable` is whether another job may be sent."""
+    """An open session. `tls` is "TLSv1.3", "TLSv1.3 dane" or the like, "" in clear; `usable` is whether another job may
+    be sent."""
 
     @classmethod
     async def open(
-        cls, destination: Destination, *, hostname: str, tls: Tls = "opportunistic", timeouts: Timeouts = PATIENT
+        cls,
+        destination: Destination,
+        *,
+        hostname: str,
+        tls: Tls = ANYONE,
+        trust: Trust = SYSTEM,
+        timeouts: Timeouts = PATIENT,
     ) -> "Connection | Outcome":
         """A session ready for its first job. `hostname` is what we call ourselves."""
-        connection, outcome = await cls._opened(destination, hostname, tls, timeouts)
-        if outcome is not None and outcome.fault is Fault.TLS and tls == "opportunistic":
+        connection = cls(destination, hostname, trust=trust, timeouts=timeouts)
+        outcome = await connection._open(tls)
+        if outcome is not None and outcome.fault is Fault.TLS and isinstance(tls, Opportunistic):
             # RFC 7435 §3: what fails under encryption is tried without. A new line: this one is beyond repair.
-            connection, outcome = await cls._opened(destination, hostname, "none", timeouts)
+            connection = cls(destination, hostname, trust=trust, timeouts=timeouts)
+            outcome = await connection._open(None)
         return connection if outcome is None else outcome
 
-    @classmethod
-    async def _opened(
-        cls, destination: Destination, hostname: str, tls: Tls | Literal["none"], timeouts: Timeouts
-    ) -> "tuple[Connection, Outcome | None]":
-        connection = cls(destination, hostname, timeouts)
-        outcome = await connection._guarded(connection._begin(tls))
+    async def _open(self, tls: Tls | None) -> Outcome | None:
+        """None for `tls`: in clear, whatever is offered."""
+        outcome = await self._guarded(self._begin(tls))
         if outcome is not None:
-            await connection.close()
-        return connection, outcome
+            await self.close()
+        return outcome
 
-    def __init__(self, destination: Destination, hostname: str, timeouts: Timeouts) -> None:
+    def __init__(self, destination: Destination, hostname: str, *, trust: Trust, timeouts: Timeouts) -> None:
         """Not yet connected: `open` is the way in."""
         self.destination = destination
         self.tls = ""
         self.extensions: dict[str, str] = {}
         self._mx = str(destination)
         self._hostname = hostname
+        self._trust = trust
         self._timeouts = timeouts
         self._line = Line()
         self._stage: Stage = "connect"
@@ -206,17 +227,17 @@ class Connection:
 
     # --- before the first job
 
-    async def _begin(self, tls: Tls | Literal["none"]) -> Outcome | None:
+    async def _begin(self, tls: Tls | None) -> Outcome | None:
         await self._line.connect(self.destination.address, self.destination.port, self._timeouts.connect)
         code, lines = await self._reply("connect", self._timeouts.greeting)
         if code // 100 != 2:
             return of_reply("connect", code, lines)
         refused = await self._hello()
-        if refused is not None or tls == "none":
+        if refused is not None or tls is None:
             return refused
         if "STARTTLS" in self.extensions:
             return await self._secure(tls)
-        return of_fault("starttls", Fault.TLS, "STARTTLS not offered") if tls == "required" else None
+        return None if isinstance(tls, Opportunistic) else of_fault("starttls", Fault.TLS, "STARTTLS not offered")
 
     async def _hello(self) -> Outcome | None:
         code, lines = await self._say("ehlo", f"EHLO {self._hostname}")
@@ -229,13 +250,35 @@ class Connection:
         self.extensions = {word[0].upper(): word[1] if len(word) > 1 else "" for word in words}
         return None
 
-    async def _secure(self, tls: Tls | Literal["none"]) -> Outcome | None:
+    async def _secure(self, tls: Tls) -> Outcome | None:
         code, lines = await self._say("starttls", "STARTTLS")
         if code != 220:
             refused = of_reply("starttls", code, lines)
-            return None if tls != "required" and refused.scope is not Scope.SESSION else refused
-        self.tls = await self._line.secure(self.destination.host, self._timeouts.connect)
+            return None if isinstance(tls, Opportunistic) and refused.scope is not Scope.SESSION else refused
+        secured = await self._line.secure(self._context(tls), self._sni(tls), seconds=self._timeouts.connect)
+        why = unproved(tls, chain(secured), clock.now()) if isinstance(tls, Dane) else ""
+        if why:
+            raise Trouble(Fault.TLS, why)
+        proved = [word(tls)] if isinstance(tls, Verified | Dane) else []
+        self.tls = " ".join([str(secured.version()), *proved])
         return await self._hello()  # RFC 3207 §4.2: what was announced in clear is forgotten
+
+    def _context(self, tls: Tls) -> ssl.SSLContext:
+        if not isinstance(tls, Verified):
+            return anyone()
+        try:
+            return self._trust.verifying
+        except OSError as error:  # ours to mend, and until then nobody can be verified
+            raise Trouble(Fault.TLS, f"[delivery] authorities: {error.strerror or error}") from None
+
+    def _sni(self, tls: Tls) -> str | None:
+        match tls:
+            case Dane():
+                return tls.names[0]  # RFC 7672 §8.1
+            case Verified():
+                return self.destination.host
+            case _:
+                return None if _is_address(self.destination.host) else self.destination.host
 
     # --- a job
 
@@ -358,6 +401,14 @@ class Connection:
             if match[2] != b"-":
                 return int(match[1]), lines
         raise Trouble(Fault.PROTOCOL, "endless reply")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 _REPLY = re.compile(rb"([2-5]\d\d)(?:([ -])([^\r\n]*))?\r?\n")

@@ -245,6 +245,16 @@ def delivered(delivery: str, result: str, *, code: int, mx: str) -> None:
     _info(result, delivery=delivery, code=code, mx=mx)
 
 
+def sts_testing(mx: str, why: str) -> None:
+    """The domain's MTA-STS policy is in mode testing: the message goes all the same."""
+    _warn("sts-testing", mx=mx, why=why)
+
+
+def sts_unfetched(host: str, why: str) -> None:
+    """A domain announces an MTA-STS policy that cannot be had: the last one holds while it lasts."""
+    _warn("sts-unfetched", host=host, why=why)
+
+
 def filed(delivery: str) -> None:
     _info("filed", delivery=delivery)
 

@@ -19,7 +19,8 @@ from datetime import datetime
 from pysqlite3.dbapi2 import OperationalError
 from sqlite_utils import Database
 
-from relay import clock, log
+from relay import clock, log, mtasts
+from relay.caller import Caller, Means
 from relay.commit import Writer
 from relay.config import Config
 from relay.deliver import SMALL, Connection, Destination, Job, destinations
@@ -29,6 +30,7 @@ from relay.sign import Signer
 from relay.spool import Spool, SpoolError
 from relay.store import delivery
 from relay.store.delivery import Claimed, Pace, Recorded, Result
+from relay.trust import Trust
 from rules import outcome as outcomes
 from rules.lifecycle import Change, State
 from rules.outcome import Certainty, Fault, Outcome, Scope
@@ -116,6 +118,9 @@ class Sender:
         self._outgoing = Outgoing(config, spool, signers)
         self._writer = writer
         self._resolver = resolver
+        trust = Trust(config.delivery.authorities)
+        published = mtasts.Policies(db, writer, resolver, trust)
+        self._caller = Caller(config, Means(resolver, trust, published.of))
         self._threads = ThreadPoolExecutor(2, "outgoing")
         self._held = 0
         self._pace = Pace(config.run.every, config.relay.warn_after)
@@ -184,16 +189,11 @@ class Sender:
 
     async def _connect(self, host: _Host) -> Connection | None:
         """A session with the first host that gives one; None stops the domain for this run."""
-        policy = self._config.delivery.tls.get(host.domain, "opportunistic")
         refused: Outcome | None = None
         try:
             async with asyncio.timeout(self._left()):
                 for place in host.places:
-                    opened = await Connection.open(
-                        place,
-                        hostname=self._config.relay.hostname,
-                        tls="required" if policy == "required" else "opportunistic",
-                    )
+                    opened = await self._caller.call(host.domain, place)
                     if isinstance(opened, Connection):
                         return opened
                     refused = opened

@@ -7,10 +7,8 @@ Limits: one reader and one writer, which take turns.
 """
 
 import asyncio
-import functools
 import os
 import ssl
-from ipaddress import ip_address
 
 from rules.outcome import Fault
 
@@ -49,24 +47,24 @@ class Line(asyncio.Protocol):
         except OSError as error:
             raise Trouble(Fault.REFUSED, error.strerror or str(error)) from None
 
-    async def secure(self, host: str, seconds: float) -> str:
-        """Starts TLS and returns its version. What came in clear and unasked is forgotten (CVE-2011-0411)."""
+    async def secure(self, context: ssl.SSLContext, name: str | None, *, seconds: float) -> ssl.SSLObject:
+        """Starts TLS with `name` as SNI. What came in clear and unasked is forgotten (CVE-2011-0411)."""
         assert self._transport is not None
         self._buffer.clear()
-        name = None if _is_address(host) else host
         try:
             async with asyncio.timeout(seconds):
                 transport = await asyncio.get_running_loop().start_tls(
-                    self._transport, self, _any_certificate(), server_hostname=name
+                    self._transport, self, context, server_hostname=name
                 )
         except TimeoutError:
             raise Trouble(Fault.TLS, f"no handshake within {seconds:g} s") from None
-        except OSError as error:  # ssl.SSLError is one
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: of a name that is none
             raise Trouble(Fault.TLS, str(error) or type(error).__name__) from None
         if transport is None:
             raise Trouble(Fault.TLS, "the line went down during the handshake")
         self.connection_made(transport)
-        return str(transport.get_extra_info("ssl_object").version())
+        secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        return secured
 
     def write(self, octets: bytes) -> None:
         """Hands over octets; that they did not arrive shows in the next `read` or `drain`."""
@@ -215,23 +213,6 @@ def _expire(future: asyncio.Future[None], seconds: float) -> None:
 def _wake(future: asyncio.Future[None] | None) -> None:
     if future is not None and not future.done():
         future.set_result(None)
-
-
-@functools.cache
-def _any_certificate() -> ssl.SSLContext:
-    """RFC 7435 §3: encryption for whoever answers; it is not known who that is."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 class DotStuffer:

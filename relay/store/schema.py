@@ -220,6 +220,13 @@ CREATE TABLE throttle (
 );
 CREATE INDEX throttle_by_subject ON throttle (kind, subject, id);
 CREATE INDEX throttle_by_time ON throttle (until);
+CREATE TABLE sts (
+    domain TEXT PRIMARY KEY,
+    id TEXT NOT NULL,                  -- of the record that announced it
+    policy TEXT NOT NULL,              -- as it was fetched
+    fetched_at TEXT NOT NULL,
+    expires_at TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL

@@ -17,11 +17,12 @@ import pytest
 import trustme
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from relay.deliver import SMALL, Connection, Destination, Job, Stored, Timeouts, Tls, destinations
+from relay.deliver import ANYONE, SMALL, Connection, Destination, Job, Stored, Timeouts, Tls, destinations
 from relay.dns import Resolver
 from relay.spool import Body
 from relay.wire import LineDots
 from rules.outcome import Certainty, Fault, Outcome, Result, Scope
+from rules.tls import Opportunistic, Required
 from tests.support.farside import HANG_UP, SILENT, USUAL, Far, Say, content, listening
 from tests.support.nameserver import NameServer
 
@@ -63,11 +64,11 @@ def certificate() -> ssl.SSLContext:
     return context
 
 
-async def opened(where: Destination, tls: Tls = "opportunistic", timeouts: Timeouts = QUICK) -> Connection | Outcome:
+async def opened(where: Destination, tls: Tls = ANYONE, timeouts: Timeouts = QUICK) -> Connection | Outcome:
     return await Connection.open(where, hostname="mx.welyb.fr", tls=tls, timeouts=timeouts)
 
 
-def deliver(far: Far, *jobs: Job, tls: Tls = "opportunistic", timeouts: Timeouts = QUICK) -> list[Outcome]:
+def deliver(far: Far, *jobs: Job, tls: Tls = ANYONE, timeouts: Timeouts = QUICK) -> list[Outcome]:
     """The outcomes of `jobs` on one connection, as far as it went; that of opening it if it was not opened."""
 
     async def run() -> list[Outcome]:
@@ -168,9 +169,7 @@ class Keeper:
         return "250 kept"
 
 
-def to_aiosmtpd(
-    *jobs: Job, tls: Tls = "opportunistic", context: ssl.SSLContext | None = None
-) -> tuple[Keeper, list[Outcome]]:
+def to_aiosmtpd(*jobs: Job, tls: Tls = ANYONE, context: ssl.SSLContext | None = None) -> tuple[Keeper, list[Outcome]]:
     keeper = Keeper()
 
     async def run() -> list[Outcome]:
@@ -532,11 +531,11 @@ OFFERED: dict[str, Say | list[Say]] = {
 }
 
 
-@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+@pytest.mark.parametrize("tls", [Opportunistic(), Required()])
 def test_tls_where_offered(certificate: ssl.SSLContext, tls: Tls) -> None:
     keeper, (outcome,) = to_aiosmtpd(job(), tls=tls, context=certificate)
     assert outcome.result is Result.DONE and len(keeper.got) == 1
-    assert outcome.tls.startswith("TLSv1.")
+    assert outcome.tls in ("TLSv1.2", "TLSv1.3")
 
 
 def test_what_was_announced_in_clear_is_forgotten(certificate: ssl.SSLContext) -> None:
@@ -566,7 +565,7 @@ def test_a_failed_handshake_is_tried_in_clear() -> None:
     assert outcome.result is Result.DONE and outcome.tls == ""
     assert far.connections == 2
 
-    (outcome,) = deliver(Far(script), job(), tls="required")
+    (outcome,) = deliver(Far(script), job(), tls=Required())
     assert (outcome.fault, outcome.result, outcome.scope) == (Fault.TLS, Result.LATER, Scope.HOST)
     assert outcome.warns
 
@@ -591,7 +590,7 @@ def test_a_silent_handshake_is_tried_in_clear() -> None:
 )
 def test_required_and_not_to_be_had(script: dict[str, Say], fault: Fault | None, code: int) -> None:
     far = Far(script)
-    (outcome,) = deliver(far, job(), tls="required")
+    (outcome,) = deliver(far, job(), tls=Required())
     assert (outcome.stage, outcome.fault, outcome.code, outcome.result) == ("starttls", fault, code, Result.LATER)
     assert far.messages == []
 
@@ -631,6 +630,22 @@ def test_mx_in_order() -> None:
         Destination("mx.test", "2001:db8::1", 25),
         Destination("backup.test", "192.0.2.2", 25),
     )
+
+
+@pytest.mark.parametrize(
+    ("signed", "bases"),
+    [
+        (("meg.test", "mx.test"), ["mx.test", "mx.test", ""]),
+        (("mx.test", "backup.test"), ["", "", ""]),  # whose MX they are is not signed
+        ((), ["", "", ""]),
+    ],
+)
+def test_dane_is_for_what_is_signed_all_the_way(signed: tuple[str, ...], bases: list[str]) -> None:
+    with NameServer(ZONE) as server:
+        server.sign(*signed)
+        found = asyncio.run(destinations("meg.test", {}, Resolver([server.address])))
+    assert isinstance(found, tuple)
+    assert [place.alias_of for place in found] == bases
 
 
 @pytest.mark.parametrize(
