@@ -4,7 +4,6 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -306,23 +305,7 @@ def _warnings(db: Any) -> Iterator[Finding]:
 
 
 def _destinations(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
-    """MX of every collector's domain, or its fixed route."""
-    import asyncio
+    from relay.cli import outbound
 
-    from relay.deliver import destinations
-    from relay.dns import Resolver
-    from rules.outcome import Outcome
-
-    async def look(domain: str) -> Any:
-        return await destinations(domain, config.delivery.routes, Resolver(config.delivery.dns))
-
-    domains = sorted({rule.relay.fill("x").rpartition("@")[2] for rule in ruleset.rules if rule.relay})
-    for domain in domains:
-        found: Any = None
-        with suppress(OSError):
-            found = asyncio.run(look(domain))
-        if found is None or isinstance(found, Outcome):
-            remedy = t("vérifiez [delivery] dns, ou fixez une route", "look at [delivery] dns, or set a route")
-            yield Finding(f"dns {domain}", False, found.reply if found else "?", remedy)
-        else:
-            yield Finding(f"dns {domain}", True, ", ".join(str(place) for place in found))
+    for found in outbound.findings(config, ruleset):
+        yield Finding(*found)

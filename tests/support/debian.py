@@ -18,6 +18,7 @@ UNPACKED = {
     "postfix": "usr/lib/postfix/sbin/master",
     "knot": "usr/sbin/knotd",
     "opendkim": "usr/sbin/opendkim",
+    "unbound": "usr/sbin/unbound",
     "systemd": "usr/bin/systemd-analyze",
 }
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
