@@ -23,6 +23,7 @@ from rules.dane import Certificate
 from rules.tls import Dane
 
 _DER = 2  # _ssl.ENCODING_DER
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
 
 
 @functools.cache
@@ -71,7 +72,7 @@ def unproved(policy: Dane, sent: Sequence[bytes], now: datetime) -> str:
         return "no TLSA record names its certificate"
     try:
         return _unlinked(sent, anchors, policy.names, now)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         return f"its chain cannot be read: {error}"
 
 
@@ -79,7 +80,7 @@ def _taken_apart(der: bytes) -> Certificate:
     try:
         key = x509.load_der_x509_certificate(der).public_key()
         return Certificate(der, key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         return Certificate(der, b"")
 
 

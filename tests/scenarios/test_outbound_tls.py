@@ -151,12 +151,13 @@ def waits(internet: Internet, target: str, why: str) -> None:
     assert internet.arrived(target) == []
 
 
-def goes(internet: Internet, target: str, tls: str) -> None:
+def goes(internet: Internet, target: str, tls: str) -> dict[str, Any]:
     row = internet.run(target)
     assert (row["state"], row["tls"]) == ("sent", tls), row["reply"]
     assert internet.arrived(target) == [True]
     (sent,) = [each for each in internet.relay.json("trace", row["id"]) if each["event"] == "sent"]
     assert sent["detail"]["tls"] == tls
+    return row
 
 
 # --- DANE -------------------------------------------------------------------------------------------------------------
@@ -176,6 +177,15 @@ def test_a_host_with_another_key_waits_until_it_is_put_right(internet: Internet)
     waits(internet, target, "STARTTLS not offered")
     internet.collector.change(certificate=internet.certificate)
     goes(internet, target, "TLSv1.3 dane")
+
+
+def test_the_next_host_is_tried_where_the_first_proves_nothing(internet: Internet) -> None:
+    zones = internet.zones()
+    first = ["@ MX 5 premier", f"premier A {internet.collector.address}", f"_25._tcp.premier TLSA 3 1 1 {'00' * 32}"]
+    zones[DANE] += "\n".join([*first, ""])
+    internet.zone.change(zones)
+    row = goes(internet, internet.send("suivant", DANE), "TLSv1.3 dane")
+    assert row["mx"].startswith(f"mx.{DANE}[")
 
 
 def test_a_zone_whose_signatures_were_stripped_waits(internet: Internet) -> None:
