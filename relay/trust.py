@@ -7,6 +7,7 @@ Limits: no revocation lists, no OCSP. A DANE-TA chain must have subjectAltName a
 """
 
 import functools
+import os
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -50,6 +51,12 @@ class Trust:
         if self._authorities:
             context.load_verify_locations(self._authorities)
         return context
+
+    @property
+    def known(self) -> bool:
+        """Is there any authority? OpenSSL reads a folder of them only as it needs one. OSError as above."""
+        folder = ssl.get_default_verify_paths().capath
+        return bool(self.verifying.cert_store_stats()["x509_ca"] or (folder and os.listdir(folder)))
 
 
 def chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:

@@ -32,14 +32,16 @@ def findings(config: Config, ruleset: RuleSet) -> Iterator[Found]:
 
 
 def _authorities(config: Config) -> Iterator[Found]:
+    own = config.delivery.authorities
     try:
-        known = Trust(config.delivery.authorities).verifying.cert_store_stats()["x509_ca"]
+        known = Trust(own).known
     except OSError as error:
         remedy = t("corrigez [delivery] authorities", "mend [delivery] authorities")
-        yield "authorities", False, f"{config.delivery.authorities}: {error.strerror or error}", remedy
+        yield "authorities", False, f"{own}: {error.strerror or error}", remedy
         return
-    remedy = "" if known else "apt-get install ca-certificates"
-    yield "authorities", bool(known), f"{known} {t('autorités pour MTA-STS', 'authorities for MTA-STS')}", remedy
+    finding = t("celles du système", "the system's") + (f", {own}" if own else "")
+    none = t("aucune : MTA-STS ne peut être vérifié", "none: MTA-STS cannot be verified")
+    yield "authorities", known, finding if known else none, "" if known else "apt-get install ca-certificates"
 
 
 async def _findings(config: Config, ruleset: RuleSet) -> AsyncIterator[Found]:
