@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from sqlite_utils import Database
 
 from relay import clock, forwards, ids, log
+from relay.antivirus import Away, Clamd, Clean, Infected
 from relay.authenticate import Authenticator, Mail
 from relay.commit import Commits
 from relay.compose import LOOP_HEADER
@@ -69,6 +70,7 @@ class Intake:
         if self._asked != config.delivery.dns:
             self._asked = config.delivery.dns
             self.authenticator = Authenticator(Resolver(config.delivery.dns))
+        self.clamd = Clamd(config.antivirus) if config.antivirus.clamd else None
 
     def peer(self, ip: str) -> access.Peer:
         return access.Peer(ip, access.is_trusted(ip, self.trusted))
@@ -196,7 +198,7 @@ class Transaction:
         judged = await self._judge(message) if refused is None else []
         refused = refused or self._content(judged)
         known = await self._authenticate(message) if refused is None else None
-        refused = refused or self._access(known or Authentication())
+        refused = refused or self._access(known or Authentication()) or await self._scan()
         if refused is not None:
             return await self._refuse(message, refused, judged=judged, known=known)
         return await self._commit(message, self._draft(known).rows(message, judged, self._bounces()))
@@ -303,6 +305,20 @@ class Transaction:
         if wanted and not any(isinstance(j.verdict, Document) for j in judged):
             return replies.NO_DOCUMENT
         return None
+
+    async def _scan(self) -> Reply | None:
+        """The scanner's word on what would go on from here. A report to a return address goes no further than us."""
+        clamd = self._door.clamd
+        if clamd is None or all(isinstance(r.route, address.Bounce) for r in self._recipients):
+            return None
+        match await clamd.scan(self.size, self._incoming.read):
+            case Clean():
+                return None
+            case Infected(name=name):
+                return replies.infected(name)
+            case Away(why=why, remedy=remedy):
+                log.scanner_away(self.id, why=why, remedy=remedy)
+                return replies.TROUBLE
 
     async def _record_refusal(
         self, message: Message, judged: Sequence[Judged], reply: Reply, known: Authentication | None

@@ -108,6 +108,12 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True)
+class Antivirus:
+    clamd: str = ""
+    timeout: timedelta = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     relay: Relay = Relay()
     smtp: Smtp = Smtp()
@@ -118,6 +124,7 @@ class Config:
     dkim: Dkim = Dkim()
     ged: Ged = Ged()
     silence: Silence = Silence()
+    antivirus: Antivirus = Antivirus()
     source: str = "(built-in defaults)"
 
     @property
@@ -308,6 +315,7 @@ def _check(config: Config, top: _Place) -> None:
     for endpoint in config.smtp.listen:
         _check_endpoint(endpoint, "listen", at("smtp"))
     _check_delivery(config.delivery, at)
+    _check_antivirus(config.antivirus, at("antivirus"))
     if not config.run.every or timedelta(days=1) % config.run.every:
         raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
     if bool(config.smtp.certificate) != bool(config.smtp.key):
@@ -338,6 +346,17 @@ def _check_delivery(delivery: Delivery, at: Callable[[str], _Place]) -> None:
     for domain, policy in delivery.tls.items():
         if policy not in ("opportunistic", "required"):
             raise at("delivery.tls").error(domain, f"« {policy} » is not known", '"opportunistic" or "required"')
+
+
+def _check_antivirus(antivirus: Antivirus, place: _Place) -> None:
+    kind, _, where = antivirus.clamd.partition(":")
+    if antivirus.clamd and not (kind == "unix" and where.startswith("/")):
+        if kind != "tcp":
+            remedy = 'write "unix:/run/clamav/clamd.ctl" or "tcp:127.0.0.1:3310"'
+            raise place.error("clamd", f"« {antivirus.clamd} » is no socket", remedy)
+        _check_endpoint(where, "clamd", place)
+    if not antivirus.timeout:
+        raise place.error("timeout", "leaves no time", 'write "60 s" or the like')
 
 
 def _check_address(text: str, key: str, place: _Place) -> None:

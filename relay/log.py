@@ -206,6 +206,11 @@ def refused(refusal: str, reply: Reply) -> None:
     _info("refused", refusal=refusal, code=reply.code, status=reply.enhanced)
 
 
+def scanner_away(message: str, *, why: str, remedy: str) -> None:
+    """A mail was answered 451 because nobody could say whether it is clean."""
+    _warn("scanner-away", message=message, why=why, remedy=remedy)
+
+
 def worker_lost(pid: int) -> None:
     """One process less takes mail: its connections are taken over, its core is not."""
     _error("worker-lost", pid=pid)

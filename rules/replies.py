@@ -86,6 +86,15 @@ def unauthenticated(domain: str, why: str) -> Reply:
     return _fixed(550, "5.7.1", text)
 
 
+MAX_VIRUS = 60  # characters of its name that are told
+
+
+def infected(name: str) -> Reply:
+    """The refusal of a mail in which a virus was found. The name is a scanner's, and cleaned."""
+    told = "".join(c for c in to_ascii(name) if c.isalnum() or c in "._:/+-")[:MAX_VIRUS] or "?"
+    return _fixed(554, "5.7.1", f"Message refuse : virus detecte, {told} (virus found)")
+
+
 # --- refused documents ----------------------------------------------------------------------------------------------
 
 # reason code → (SMTP code, enhanced, order; the text after "NAME : "). Type before size: that is what the order says.

@@ -97,6 +97,7 @@ def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     yield from _libmagic()
     yield from _ged(config)
     yield from _certificate(config)
+    yield from _antivirus(config)
     yield from _dkim(config)
     yield from _store(config, ruleset)
     yield from _destinations(config, ruleset)
@@ -198,6 +199,29 @@ def _certificate(config: Config) -> Iterator[Finding]:
     except (OSError, ssl.SSLError) as error:
         remedy = t("corrigez [smtp] certificate et key", "mend [smtp] certificate and key")
         yield Finding("certificate", False, str(error), remedy)
+
+
+def _antivirus(config: Config) -> Iterator[Finding]:
+    """Is it there, and does it take the largest mail we take? A smaller StreamMaxLength would mean 451 for ever."""
+    if not config.antivirus.clamd:
+        yield Finding("antivirus", True, t("aucun : le courrier n'est pas analysé", "none: mail is not scanned"))
+        return
+    import asyncio
+
+    from relay.antivirus import Away, Clamd
+
+    async def look() -> Any:
+        clamd = Clamd(config.antivirus)
+        version = await clamd.version()
+        if isinstance(version, Away):
+            return version
+        largest = await clamd.scan(config.smtp.max_message_size, lambda _, length: bytes(length))
+        return largest if isinstance(largest, Away) else version
+
+    found = asyncio.run(look())
+    away = isinstance(found, Away)
+    finding = f"{config.antivirus.clamd}: {found.why if away else found}"
+    yield Finding("antivirus", not away, finding, found.remedy if away else "")
 
 
 def _dkim(config: Config) -> Iterator[Finding]:

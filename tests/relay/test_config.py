@@ -11,6 +11,7 @@ import pytest
 
 from relay.config import (
     ENVIRONMENT,
+    Antivirus,
     Authentication,
     Config,
     ConfigError,
@@ -80,6 +81,9 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
         selector = "s1"
         [ged]
         root = "ged"
+        [antivirus]
+        clamd = "tcp:[::1]:3310"
+        timeout = "5 s"
         """
     )
     config = load(tmp_path / "relay.toml")
@@ -99,6 +103,7 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
         routes={"far.test": "[::1]:25"},
         tls={"far.test": "required"},
     )
+    assert config.antivirus == Antivirus("tcp:[::1]:3310", timedelta(seconds=5))
     assert str(config.zone) == "UTC"
 
 

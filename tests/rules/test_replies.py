@@ -152,6 +152,22 @@ def test_what_is_over_its_limit_reads_so(size: int, excess: int) -> None:
     assert float(words[4]) > float(words[7])
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Win.Test.EICAR_HDB-1", "Win.Test.EICAR_HDB-1"),
+        ("Essai.Welyb.UNOFFICIAL", "Essai.Welyb.UNOFFICIAL"),
+        ("x\r\n250 2.0.0 ok (y)\x1b[31m", "x2502.0.0oky31m"),
+        ("é" * 200, "e" * 60),
+        ("\u202e", "?"),
+        ("", "?"),
+    ],
+)
+def test_the_name_of_a_virus_is_one_clean_word(name: str, told: str) -> None:
+    line = f"554 5.7.1 Message refuse : virus detecte, {told} (virus found)".encode()
+    assert lines_of(replies.infected(name)) == [line]
+
+
 # --- the history ----------------------------------------------------------------------------------------------------
 
 

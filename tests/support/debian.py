@@ -20,6 +20,7 @@ UNPACKED = {
     "opendkim": "usr/sbin/opendkim",
     "unbound": "usr/sbin/unbound",
     "systemd": "usr/bin/systemd-analyze",
+    "clamav-daemon": "usr/sbin/clamd",
 }
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
