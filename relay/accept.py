@@ -44,7 +44,14 @@ class Intake:
     """One per process; it holds what every mail needs and nothing of any one mail."""
 
     def __init__(
-        self, config: Config, ruleset: RuleSet, *, spool: Spool, writer: Commits, directory: Directory, token_key: bytes
+        self,
+        config: Config,
+        ruleset: RuleSet,
+        *,
+        spool: Spool,
+        writer: Commits,
+        directory: Directory,
+        token_key: ids.TokenKey,
     ) -> None:
         self.throttles = Throttles(config.throttle, writer=writer, db=directory.db)
         self._asked: tuple[str, ...] | None = None  # the name servers that the authenticator asks
@@ -97,7 +104,7 @@ class Intake:
             # Which addresses are registered is the firm's secret: they are refused as they would be if they were not.
             unregistered = address.route(argument, self.ruleset, domain, {})
             return unregistered.reply if isinstance(unregistered, address.Refuse) else allowed.reply
-        if isinstance(route, address.Bounce) and not ids.is_token(self.token_key, route.token):
+        if isinstance(route, address.Bounce) and not self._is_token(route.token):
             return replies.UNKNOWN
         client = None
         if isinstance(route, address.File):
@@ -111,6 +118,10 @@ class Intake:
                 return replies.TROUBLE
             client = found
         return Recipient(route, argument.address or "postmaster", client)
+
+    def _is_token(self, text: str) -> bool:
+        give_up_after = self.config.delivery.give_up_after
+        return ids.is_token(self.token_key, text, now=clock.now(), give_up_after=give_up_after)
 
     def forget(self, key: str) -> None:
         """A large mail that no row speaks of."""

@@ -100,7 +100,8 @@ def _copy_bytes(config: Config, partial: Path) -> list[str]:
 def _copy_around(config: Config, partial: Path) -> None:
     """Keys, and the settings and rules in force, for whoever builds the machine again."""
     data = config.relay.data
-    _copy(data / "token.key", partial / "token.key")
+    for name in ("token.key", "token.key.old"):
+        _copy(data / name, partial / name)
     for path in sorted((data / "dkim").glob("*")):
         _copy(path, partial / "dkim" / path.name)
     for name, text in (("relay.toml", config.source), ("rules.toml", config.relay.rules)):
@@ -208,8 +209,9 @@ def _move_in(made: Path, data: Path) -> None:
     """The store last: until then no relay begins here, since there are messages and no store."""
     shutil.rmtree(data / "spool", ignore_errors=True)  # empty folders
     (made / "spool").rename(data / "spool")
-    if (made / "token.key").exists():
-        (made / "token.key").replace(data / "token.key")  # the one that the tokens in the store were made with
+    for name in ("token.key", "token.key.old"):  # those that the tokens in the store were made with
+        if (made / name).exists():
+            (made / name).replace(data / name)
     (data / "dkim").mkdir(mode=0o700, exist_ok=True)
     for key in sorted((made / "dkim").glob("*")):
         if not (data / "dkim" / key.name).exists():

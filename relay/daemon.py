@@ -79,8 +79,16 @@ def _within_reach(config: Config) -> None:
         )
 
 
-def token_key(data: Path) -> bytes:
-    """The secret behind `retours+TOKEN`; made once, by whoever comes first."""
+def token_key(data: Path) -> ids.TokenKey:
+    """The secret behind `retours+TOKEN`; made once, by whoever comes first.
+
+    To change it: `mv token.key token.key.old`, and start again. What is on its way then still finds its way back.
+    """
+    former = data / "token.key.old"
+    return ids.TokenKey(_secret(data), (former.read_bytes(),) if former.exists() else ())
+
+
+def _secret(data: Path) -> bytes:
     path = data / "token.key"
     if path.exists():
         return path.read_bytes()
@@ -252,7 +260,7 @@ class _Parts:
     filing: Filing
     clockwork: flush.Clockwork
     crew: Crew
-    token_key: bytes
+    token_key: ids.TokenKey
 
     def orders(self, config: Config, ruleset: RuleSet) -> Orders:
         return Orders(config, ruleset, self.token_key)

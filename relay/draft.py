@@ -79,7 +79,7 @@ class Draft:
     recipients: tuple[Recipient, ...]
     id: str
     now: datetime
-    token_key: bytes
+    token_key: ids.TokenKey
     origins: frozenset[str]
     known: Authentication | None = None
     verification: Verification | None = None
@@ -175,7 +175,7 @@ class _Deliveries:
         self._due = clock.stamp(lifecycle.next_run(of.now, config.run.every))
         self._expires = clock.stamp(of.now + config.delivery.give_up_after)
         # One token a transaction; the null sender stays null, for nobody waits for that answer (RFC 5321 §4.5.5).
-        self._token = ids.token(of.token_key) if of.envelope.sender else ""
+        self._token = ids.token(of.token_key, of.now) if of.envelope.sender else ""
         self._sender = f"{address.BOUNCE_PREFIX}{self._token}@{config.relay.domain}" if self._token else ""
 
     def add(self, recipient: Recipient) -> None:

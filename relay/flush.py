@@ -17,6 +17,7 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.directory import list_again
 from relay.dns import Resolver
+from relay.ids import TokenKey
 from relay.lock import held
 from relay.notice import Notices
 from relay.send import Sender
@@ -51,7 +52,7 @@ class Means:
     spool: Spool
     writer: Writer
     signers: tuple[Signer, ...]
-    token_key: bytes
+    token_key: TokenKey
 
 
 async def run(means: Means, horizon: datetime) -> int:
@@ -75,6 +76,7 @@ async def run(means: Means, horizon: datetime) -> int:
         writer=writer,
         resolver=Resolver(config.delivery.dns),
         signers=means.signers,
+        token_key=means.token_key,
     )
     tally = await sender.drain(number, max(horizon, clock.now()), deadline)
     counts = {

@@ -71,7 +71,9 @@ class Verdict:
 class Scanner:
     """One per run. `survey` only looks; `scan` does what the decisions say."""
 
-    def __init__(self, config: Config, ruleset: RuleSet, *, db: Database, spool: Spool, token_key: bytes) -> None:
+    def __init__(
+        self, config: Config, ruleset: RuleSet, *, db: Database, spool: Spool, token_key: ids.TokenKey
+    ) -> None:
         self._config = config
         self._ruleset = ruleset
         self._db = db
@@ -297,7 +299,7 @@ class Scanner:
     def _new_deposit(
         self, connection: Connection, rule: Rule, base: str, *, seen: Seen, content: Content, now: datetime
     ) -> NewDeposit:
-        token = ids.token(self._token_key)
+        token = ids.token(self._token_key, now)
         return NewDeposit(
             base=base,
             connection=connection,

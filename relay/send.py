@@ -19,7 +19,7 @@ from datetime import datetime
 from pysqlite3.dbapi2 import OperationalError
 from sqlite_utils import Database
 
-from relay import clock, log, mtasts
+from relay import clock, ids, log, mtasts
 from relay.caller import Caller, Means
 from relay.commit import Writer
 from relay.config import Config
@@ -32,6 +32,7 @@ from relay.store import delivery
 from relay.store.delivery import Claimed, Pace, Recorded, Result
 from relay.trust import Trust
 from rules import outcome as outcomes
+from rules.address import BOUNCE_PREFIX, TOKEN
 from rules.lifecycle import Change, State
 from rules.outcome import Certainty, Fault, Outcome, Scope
 
@@ -112,8 +113,10 @@ class Sender:
         writer: Writer,
         resolver: Resolver,
         signers: tuple[Signer, ...],
+        token_key: ids.TokenKey,
     ) -> None:
         self._config = config
+        self._token_key = token_key
         self._db = db
         self._outgoing = Outgoing(config, spool, signers)
         self._writer = writer
@@ -249,11 +252,23 @@ class Sender:
 
     async def _claim(self, group: tuple[str, str], limit: int = BATCH) -> list[Claimed]:
         now = clock.now()
-        return await self._writer.write(
-            lambda db, _: delivery.claim(
+
+        def claim(db: Database, _: str) -> list[Claimed]:
+            claimed = delivery.claim(
                 db, group, kind="send", run=self.run, horizon=self._horizon, limit=limit, now=now, pace=self._pace
             )
-        )
+            return [self._findable(db, taken, now) for taken in claimed]
+
+        return await self._writer.write(claim)
+
+    def _findable(self, db: Database, taken: Claimed, now: datetime) -> Claimed:
+        """What was held for weeks, or goes once more, leaves under a new token: a report on it may come late, too."""
+        token = taken.sender.partition("@")[0].removeprefix(BOUNCE_PREFIX)
+        if not TOKEN.fullmatch(token):
+            return taken
+        if not ids.is_ageing(token, now=now, give_up_after=self._config.delivery.give_up_after):
+            return taken
+        return delivery.renew_token(db, taken, ids.token(self._token_key, now))
 
     def _prepared(self, some: Sequence[Claimed]) -> "asyncio.Future[list[_Ready]]":
         """Their messages, made in a thread. Small bodies are kept for the wire as long as there is room."""

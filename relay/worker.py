@@ -35,7 +35,7 @@ class Orders:
 
     config: Config
     ruleset: RuleSet
-    token_key: bytes
+    token_key: ids.TokenKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from rules.ruleset import Rule, RuleSet
 NAME = re.compile(r"[a-z0-9](?:\.?[a-z0-9_-])*")  # no doubled or trailing dot
 MAX_NAME = 64
 BOUNCE_PREFIX = "retours+"
-TOKEN = re.compile(r"[a-z2-7]{16}")
-_PROOF = re.compile(r"(?<=retours\+)[a-z2-7]{16}(?![a-z2-7])", re.IGNORECASE)
+TOKEN = re.compile(r"[a-z2-7]{24}")
+_PROOF = re.compile(r"(?<=retours\+)[a-z2-7]{24}(?![a-z2-7])", re.IGNORECASE)
 MAILBOXES = ("postmaster", "abuse")  # RFC 5321 §4.5.1, RFC 2142
 
 

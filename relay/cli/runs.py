@@ -106,6 +106,7 @@ async def _run(config: Config, ruleset: RuleSet) -> int:
 
 
 def _foresee(config: Config, ruleset: RuleSet, as_json: bool) -> None:
+    from relay.ids import TokenKey
     from relay.scan import Scanner
     from relay.spool import Spool
     from relay.store import listing
@@ -118,7 +119,8 @@ def _foresee(config: Config, ruleset: RuleSet, as_json: bool) -> None:
             for row in listing.documents(db, Filter(states=("waiting",)))
             if row["kind"] == "send" and row["due_at"] <= horizon
         ]
-        scanner = Scanner(config, ruleset, db=db, spool=Spool.existing(config.relay.data / "spool"), token_key=b"")
+        spool = Spool.existing(config.relay.data / "spool")
+        scanner = Scanner(config, ruleset, db=db, spool=spool, token_key=TokenKey(b""))  # nothing is made
         rows += [_row(verdict) for verdict in scanner.foresee()]
     emit(rows, ("name", "client", "target", "verdict", "reason"), as_json=as_json)
 

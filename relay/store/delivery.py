@@ -17,6 +17,7 @@ from relay.store.database import Store, marks, one, rows
 from relay.store.events import Event, write
 from relay.store.intake import reason_facts, reason_text
 from rules import lifecycle
+from rules.address import BOUNCE_PREFIX
 from rules.lifecycle import TRANSITIONS, Change, State
 from rules.replies import Reason
 
@@ -145,6 +146,13 @@ def _with_carried(db: Database, taken: Claimed) -> Claimed:
     if not taken.author:
         return taken
     return replace(taken, carried=tuple(Carried(*row) for row in rows(db, _CARRIED, (taken.id,))))
+
+
+def renew_token(db: Database, taken: Claimed, token: str) -> Claimed:
+    """Another return address for a claimed delivery; inside the claim's transaction."""
+    sender = f"{BOUNCE_PREFIX}{token}@{taken.sender.rpartition('@')[2]}"
+    db.conn.execute("UPDATE delivery SET token = ?, sender = ? WHERE id = ?", (token, sender, taken.id))
+    return replace(taken, sender=sender)
 
 
 def _schedule(taken: Claimed, now: datetime, pace: Pace) -> lifecycle.Schedule:

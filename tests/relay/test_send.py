@@ -18,6 +18,7 @@ from relay import send
 from relay.commit import Writer
 from relay.config import Config
 from relay.dns import Resolver
+from relay.ids import TokenKey
 from relay.send import UNRECORDED, Sender, Tally
 from relay.spool import Spool
 from relay.store import delivery, intake
@@ -64,7 +65,8 @@ def config(connections: int, ports: dict[str, int]) -> Config:
 
 def sender(office: Office, path: Path, writer: Writer, settings: Config) -> Sender:
     reader = open_for_reading(path / "relay.db")
-    return Sender(settings, db=reader, spool=office.spool, writer=writer, resolver=Resolver(()), signers=())
+    resolver, key = Resolver(()), TokenKey(bytes(32))
+    return Sender(settings, db=reader, spool=office.spool, writer=writer, resolver=resolver, signers=(), token_key=key)
 
 
 class Late(Writer):

@@ -11,7 +11,7 @@ from rules.replies import Reply
 SHIPPED = ruleset.load((files("rules") / "welyb.toml").read_text("utf-8"), "rules/welyb.toml")
 MEG, ACHATS = SHIPPED.named("meg"), SHIPPED.named("meg-achats")
 assert MEG is not None and ACHATS is not None
-TOKEN = "abcdefghijklmn27"
+TOKEN = "abcdefghijklmnopqrstuv27"
 
 
 def route(

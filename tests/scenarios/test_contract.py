@@ -264,7 +264,7 @@ EXPLAINED: list[tuple[str, str, str, str, str]] = [
     ("postmaster@welyb.fr", "postmaster", "", "(gardé ici)", "RFC 5321"),
     ("postmaster", "postmaster", "", "(gardé ici)", "RFC 5321"),
     ("abuse@welyb.fr", "postmaster", "", "(gardé ici)", "RFC 5321"),
-    ("retours+abcdefghijklmnop@welyb.fr", "bounce", "", "", "retour d'un envoi"),
+    ("retours+abcdefghijklmnopqrstuvwx@welyb.fr", "bounce", "", "", "retour d'un envoi"),
     ("retours+x@welyb.fr", "refuse", "", "", "550 5.1.1"),
     ("meg+achats@welyb.fr", "refuse", "", "", "553 5.1.3"),
     ("meg+@welyb.fr", "refuse", "", "", "553 5.1.3"),

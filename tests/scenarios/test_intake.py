@@ -121,7 +121,10 @@ def test_the_250_ends_with_an_id_that_trace_knows(firm: Firm, dialogue: Dialogue
         (b"RCPT TO:<meg+d\xe9@welyb.fr>", "553 5.1.3 Adresse de collecte mal formee (malformed address)"),
         ("RCPT TO:<meg+dépôt@welyb.fr>".encode(), "553 5.6.7 Adresse non ASCII non prise en charge (non-ASCII "),
         (b"RCPT TO:<ventes+quidam@welyb.fr>", "550 5.1.1 Adresse de collecte inconnue (unknown address)"),
-        (b"RCPT TO:<retours+aaaaaaaaaaaaaaaa@welyb.fr>", "550 5.1.1 Adresse de collecte inconnue (unknown address)"),
+        (
+            b"RCPT TO:<retours+aaaaaaaaaaaaaaaaaaaaaaaa@welyb.fr>",
+            "550 5.1.1 Adresse de collecte inconnue (unknown address)",
+        ),
         (b"RCPT TO:<macon-dupont@factures-meg.fr>", "550 5.7.1 Envoi non autorise vers cette adresse (not permitted)"),
         (b"RCPT TO:<x@ailleurs.example>", "550 5.7.1 Envoi non autorise vers cette adresse (not permitted)"),
         (b"RCPT TO:<ventes+martin@welyb.fr> NOTIFY=NEVER", "555 5.5.4 Parametre non pris en charge"),

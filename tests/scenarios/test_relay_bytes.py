@@ -198,7 +198,7 @@ def test_a_result_forged_in_our_name_is_dropped_and_no_other(firm: Firm) -> None
 def test_it_leaves_with_a_return_path_of_its_own_and_the_null_sender_stays_null(firm: Firm) -> None:
     first, second = transferred(firm, *(mail(SENDER, "x@welyb.fr", PDF) for _ in range(2)))
     for received in (first, second):
-        assert re.fullmatch(r"retours\+[a-z2-7]{16}@welyb\.fr", received.envelope_sender)
+        assert re.fullmatch(r"retours\+[a-z2-7]{24}@welyb\.fr", received.envelope_sender)
     assert first.envelope_sender != second.envelope_sender
     (null,) = transferred(firm, mail(SENDER, "x@welyb.fr", PDF), sender="")
     assert null.envelope_sender == ""

@@ -71,7 +71,7 @@ class Story:
 
     def tokens(self) -> set[str]:
         senders = [message.envelope_sender for message in self.firm.collector.messages()]
-        return {token for sender in senders for token in re.findall(r"retours\+([a-z2-7]{16})@", sender)}
+        return {token for sender in senders for token in re.findall(r"retours\+([a-z2-7]{24})@", sender)}
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_tokens_are_told_to_the_collector_alone(story: Story) -> None:
     tokens = story.tokens()
     assert len(tokens) == 3
     said = outputs(story)
-    assert [where for where, text in said.items() if re.search(r"retours\+[a-z2-7]{16}@", text)] == []
+    assert [where for where, text in said.items() if re.search(r"retours\+[a-z2-7]{24}@", text)] == []
     assert [where for where, text in said.items() for token in tokens if token in text] == []
 
 

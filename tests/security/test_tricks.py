@@ -129,7 +129,7 @@ RECIPIENTS: list[tuple[str | bytes, str]] = [
     ("<ventes+..@welyb.fr>", MALFORMED),
     ("<ventes+../../martin@welyb.fr>", MALFORMED),
     ("<ventes+quidam@welyb.fr>", UNKNOWN),
-    ("<retours+aaaaaaaaaaaaaaaa@welyb.fr>", UNKNOWN),
+    ("<retours+aaaaaaaaaaaaaaaaaaaaaaaa@welyb.fr>", UNKNOWN),
     ("<retours+@welyb.fr>", UNKNOWN),
 ]
 
@@ -139,7 +139,7 @@ SENDERS: list[tuple[str | bytes, str]] = [
     ("<postmaster@welyb.fr>", SENDER_OK),
     ("<ventes+martin@welyb.fr>", SENDER_OK),
     ("<meg+martin@welyb.fr>", SENDER_OK),
-    ("<retours+aaaaaaaaaaaaaaaa@welyb.fr>", SENDER_OK),
+    ("<retours+aaaaaaaaaaaaaaaaaaaaaaaa@welyb.fr>", SENDER_OK),
     ("<martin@factures-meg.fr>", SENDER_OK),
     ("<>", SENDER_OK),
     ("<spam>", SENDER_OK),
@@ -296,7 +296,11 @@ def test_a_prober_is_shown_the_door(relay: Relay) -> None:
 @pytest.mark.skipif(not TIMINGS, reason="TIMINGS=2000 measures")
 def test_unknown_takes_as_long_whatever_is_unknown(relay: Relay) -> None:
     """Medians of interleaved questions: a client nobody has, a report nobody awaits, a name of a known form."""
-    kinds = {"client": "ventes+quidam@welyb.fr", "token": "retours+aaaaaaaaaaaaaaaa@welyb.fr", "name": "meg+x@welyb.fr"}
+    kinds = {
+        "client": "ventes+quidam@welyb.fr",
+        "token": "retours+aaaaaaaaaaaaaaaaaaaaaaaa@welyb.fr",
+        "name": "meg+x@welyb.fr",
+    }
     took: dict[str, list[float]] = {kind: [] for kind in kinds}
     tried(relay, STRANGER, "<>", "<ventes+quidam@welyb.fr>")  # the one that lists the GED again, every five seconds
     for number in range(0, TIMINGS, 15):
