@@ -264,12 +264,19 @@ def encoded_size(size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A relayed mail that finally failed. `recipient` is the address its sender typed, never the collector's."""
+class Undelivered:
+    """`recipient` is the address the sender typed, never the collector's."""
 
-    sender: str  # envelope sender of the mail: who is told
     recipient: str
     status: str  # "5.1.1"; what the far side said beside it stays with us
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A relayed mail that finally failed, for one recipient or more."""
+
+    sender: str  # envelope sender of the mail: who is told
+    undelivered: tuple[Undelivered, ...]
     received_at: datetime
     header: bytes  # header block of the mail, as it came
 
@@ -289,23 +296,23 @@ class Report:
 REPORT_TEXT = """\
 Bonjour,
 
-Votre message n'a pas pu être transmis à l'adresse suivante :
+Votre message du {day} à {time} n'a pas pu être transmis à :
 
-    {recipient}
+{recipients}
 
-Il ne sera pas réessayé (code {status}). Vérifiez l'adresse et les documents joints, puis renvoyez votre
-message ; si le problème persiste, contactez votre cabinet.
+Il ne sera pas réessayé. Vérifiez l'adresse et les documents joints, puis renvoyez votre message ; si le
+problème persiste, contactez votre cabinet.
 
 ---
 
 Hello,
 
-Your message could not be passed on to the following address:
+Your message of {day}, {time}, could not be passed on to:
 
-    {recipient}
+{recipients}
 
-It will not be tried again (status {status}). Check the address and the documents attached, then send
-your message again; if the problem persists, contact your accounting firm.
+It will not be tried again. Check the address and the documents attached, then send your message again; if
+the problem persists, contact your accounting firm.
 
 {sender_name}
 """
@@ -314,9 +321,11 @@ your message again; if the problem persists, contact your accounting firm.
 def dsn(failure: Failure, report: Report) -> bytes:
     """The whole report as a message: a text for people, one for machines, and the header of the mail that failed."""
     boundary = _boundary("dsn", report.message_id)
-    status = failure.status if re.fullmatch(r"[45]\.\d{1,3}\.\d{1,3}", failure.status) else "5.0.0"
-    recipient, sender_name = _address(failure.recipient), _clean(report.sender_name)
-    text = REPORT_TEXT.format(recipient=recipient, status=status, sender_name=sender_name)
+    failed = [(_address(each.recipient), _status(each.status)) for each in failure.undelivered]
+    sender_name = _clean(report.sender_name)
+    shown = "\n".join(f"    {recipient} ({status})" for recipient, status in failed)
+    at = failure.received_at.astimezone(report.date.tzinfo)
+    text = REPORT_TEXT.format(recipients=shown, day=f"{at:%d/%m/%Y}", time=f"{at:%H:%M}", sender_name=sender_name)
     header = (
         _field("From", f"{_phrase(sender_name)} <postmaster@{_token(report.domain)}>".lstrip()),
         _field("To", f"<{_address(failure.sender)}>"),
@@ -331,10 +340,9 @@ def dsn(failure: Failure, report: Report) -> bytes:
     machine = (
         _field("Content-Type", "message/delivery-status") + b"\r\n",
         _field("Reporting-MTA", f"dns; {_token(report.hostname)}"),
-        _field("Arrival-Date", format_datetime(failure.received_at)) + b"\r\n",
-        _field("Final-Recipient", f"rfc822; {recipient}"),
-        _field("Action", "failed"),
-        _field("Status", status),
+        _field("Arrival-Date", format_datetime(failure.received_at)),
+        *(_failed(recipient, status) for recipient, status in failed),
+        b"\r\n",
     )
     original = _open_part(boundary, *_returned(failure.header))
     return b"".join(
@@ -342,10 +350,21 @@ def dsn(failure: Failure, report: Report) -> bytes:
     )
 
 
+def _failed(recipient: str, status: str) -> bytes:
+    """The fields of one recipient, an empty line before them (RFC 3464 §2.3)."""
+    fields = _field("Final-Recipient", f"rfc822; {recipient}"), _field("Action", "failed"), _field("Status", status)
+    return b"\r\n" + b"".join(fields)
+
+
+def _status(text: str) -> str:
+    return text if re.fullmatch(r"[45]\.\d{1,3}\.\d{1,3}", text) else "5.0.0"
+
+
 def _returned(block: bytes) -> Iterator[bytes]:
     """The header of the mail as a part (RFC 6522 §4). Encoded where a 7-bit host could not take it."""
     yield _field("Content-Type", "text/rfc822-headers")
-    plain = block.isascii() and all(len(line) <= 998 for line in block.split(b"\r\n"))
+    lines = block.split(b"\r\n")
+    plain = block.isascii() and not any(len(line) > 998 or re.search(rb"[\0\r\n]", line) for line in lines)
     if not plain:
         yield _field("Content-Transfer-Encoding", "base64")
     yield b"\r\n" + (block if plain else _base64_lines(block))

@@ -14,7 +14,7 @@ from relay.config import Config
 from relay.mime import Message, Part
 from relay.store import intake
 from relay.store.directory import Client
-from rules import access, address, attachment, bounce, lifecycle
+from rules import access, address, attachment, bounce, lifecycle, notification
 from rules.attachment import Content, Document, Skip
 from rules.authentication import Authentication
 from rules.form import form
@@ -122,6 +122,7 @@ class Draft:
             origin=self._origin(message),
             foreign=envelope.peer.trusted and message.received_count > 0,
             authentication=self.known,
+            automatic=notification.automatic(message.headers),
         )
 
     def _origin(self, message: Message) -> str:

@@ -98,7 +98,7 @@ async def run(means: Means, horizon: datetime) -> int:
 
 async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
     """Reports to senders, one warning to the postmaster."""
-    notices = Notices(means.config, spool=means.spool, writer=means.writer)
+    notices = Notices(means.config, db=means.db, spool=means.spool, writer=means.writer)
     lines = []
     language = means.config.relay.language
     for connection, doubt in found.doubts:
@@ -107,9 +107,9 @@ async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
     for connection, files in found.unsettled.values():
         reason = history(Reason("unsettled"), language)
         lines.append(f"- connexion {connection.id} ({connection.client}/{connection.folder}) : {files} × {reason}")
+    await notices.tell_senders(sender.tally.told)
     for taken, outcome in sender.tally.told:
-        told = await notices.tell_sender(taken, outcome)
-        if not told and taken.route not in ("dsn", "warning"):
+        if taken.route not in ("dsn", "warning"):
             lines.append(f"- envoi {taken.id} ({taken.client}) : {outcome.reply}")
     for slug, since in await silence.newly_silent(means.config, means.db, means.writer, clock.now()):
         facts: dict[str, str | int] = {"client": slug, "since": since.since.isoformat(), "documents": since.documents}

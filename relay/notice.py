@@ -1,7 +1,7 @@
 """Mail of our own: the report to a sender whose mail finally failed, and the warning to the postmaster.
 
-Knows alone: who may be told (domain.md §4 "Who is told"): the sender of a relayed mail, if it was trusted and is not null;
-of a deposit only the postmaster. Both leave with the null sender, at the next run.
+Knows alone: that whoever is told is told once for a mail, and what the history says of that. Whether it may be told is
+asked of rules.notification; of a deposit only the postmaster hears. Both leave with the null sender, at the next run.
 """
 
 import asyncio
@@ -18,45 +18,76 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.outgoing import MAX_HEADER, header_block
 from relay.spool import Spool, SpoolError
-from relay.store import intake
+from relay.store import intake, notices
 from relay.store.delivery import Claimed
 from relay.store.events import Event, write
 from rules.lifecycle import State
+from rules.notification import AT_MOST_EVERY, Failed, Silent, Tell, decide
 from rules.outcome import Outcome
+
+Failures = Sequence[tuple[Claimed, Outcome]]
 
 
 class Notices:
     """Composes and queues; one per run."""
 
-    def __init__(self, config: Config, *, spool: Spool, writer: Writer) -> None:
+    def __init__(self, config: Config, *, db: Database, spool: Spool, writer: Writer) -> None:
         self._config = config
+        self._db = db
         self._spool = spool
         self._writer = writer
 
-    async def tell_sender(self, taken: Claimed, outcome: Outcome) -> bool:
-        """A DSN (RFC 3464) for a relayed mail that failed; False where nobody is to be told."""
-        if taken.message is None or not taken.trusted or not taken.original_sender:
-            return False
+    async def tell_senders(self, failures: Failures) -> None:
+        """A DSN for each mail of these, if its sender is to be told; the history says which and why not."""
+        mails: dict[str, list[tuple[Claimed, Outcome]]] = {}
+        for taken, outcome in failures:
+            if taken.message is not None:  # else a deposit, or a notice of ours
+                mails.setdefault(taken.message, []).append((taken, outcome))
+        for of_mail in mails.values():
+            await self._tell_sender(of_mail)
+
+    async def _tell_sender(self, failures: Failures) -> None:
         now = clock.now()
-        base = ids.new(now)
+        match self._decide(failures[0][0], now):
+            case Tell():
+                await self._notify(failures, now)
+            case Silent(why=why):
+                await self._leave(failures, why, now)
+
+    def _decide(self, taken: Claimed, now: datetime) -> Tell | Silent:
+        failed = Failed(
+            sender=taken.original_sender,
+            trusted=bool(taken.trusted),
+            automatic=notices.mail(self._db, taken.id).automatic,
+            domain=self._config.relay.domain,
+            told_at=notices.told_at(self._db, taken.original_sender, now, AT_MOST_EVERY),
+        )
+        return decide(failed, now)
+
+    async def _notify(self, failures: Failures, now: datetime) -> None:
+        """A DSN (RFC 3464): one for a mail, however many of its recipients failed."""
+        taken, base = failures[0][0], ids.new(now)
         try:
             header = await asyncio.to_thread(self._header, taken.spool)
         except SpoolError:
             header = b"\r\n"
+        failed = (
+            compose.Undelivered(notices.mail(self._db, each.id).typed, outcome.enhanced) for each, outcome in failures
+        )
         failure = compose.Failure(
-            sender=taken.original_sender,
-            recipient=taken.recipient,
-            status=outcome.enhanced or "5.0.0",
-            received_at=clock.instant(taken.received_at),
-            header=header,
+            taken.original_sender, tuple(failed), received_at=clock.instant(taken.received_at), header=header
         )
         try:
             message = compose.dsn(failure, self._report(base, now))
-        except ValueError:
-            return False  # an envelope sender that cannot be written in a header has nobody behind it
-        told = Event("notified", message=taken.message, delivery=taken.id, detail={"by": f"{base}-1"})
-        await self._queue(base, "dsn", taken.original_sender, message=message, event=told, now=now)
-        return True
+        except ValueError:  # an envelope sender that cannot be written in a header has nobody behind it
+            await self._leave(failures, "unwritable", now)
+            return
+        events = [Event("notified", message=t.message, delivery=t.id, detail={"by": f"{base}-1"}) for t, _ in failures]
+        await self._queue(base, "dsn", taken.original_sender, message=message, events=events, now=now)
+
+    async def _leave(self, failures: Failures, why: str, now: datetime) -> None:
+        events = [Event("not-notified", message=t.message, delivery=t.id, detail={"why": why}) for t, _ in failures]
+        await self._writer.write(lambda db, _: write(db, clock.stamp(now), "run", events))
 
     async def warn_postmaster(self, lines: Sequence[str]) -> bool:
         """One mail for all that a run has to say; False where no postmaster is configured."""
@@ -73,13 +104,11 @@ class Notices:
         letter["Auto-Submitted"] = "auto-generated"
         letter[compose.LOOP_HEADER] = self._config.relay.domain
         letter.set_content("Bonjour,\n\n" + "\n".join(lines) + "\n\nDétail : welyb-relay queue show ID\n", cte="base64")
-        await self._queue(
-            base, "warning", self._config.relay.postmaster, message=letter.as_bytes(), event=None, now=now
-        )
+        await self._queue(base, "warning", self._config.relay.postmaster, message=letter.as_bytes(), events=(), now=now)
         return True
 
     async def _queue(
-        self, base: str, route: str, target: str, *, message: bytes, event: Event | None, now: datetime
+        self, base: str, route: str, target: str, *, message: bytes, events: Sequence[Event], now: datetime
     ) -> None:
         at = clock.stamp(now)
         new = intake.NewDelivery(
@@ -103,8 +132,7 @@ class Notices:
 
         def add(db: Database, spool: str) -> None:
             intake.add_own(db, new, spool)
-            if event is not None:
-                write(db, at, "run", [event])
+            write(db, at, "run", events)
 
         await self._writer.write(add, message)
 

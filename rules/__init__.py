@@ -30,5 +30,6 @@ A rule takes facts and gives back a decision, both frozen values. It has no sock
 | Is this a bounce, and of what?                                  | `bounce.read`                     |
 | What must DNS say of this domain?                               | `records.records`                 |
 | Does it, and which line mends it?                               | `published.compare`               |
+| Do we tell the sender that it failed?                           | `notification.decide`             |
 | In which words do we say so?                                    | `replies`                         |
 """

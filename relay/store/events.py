@@ -39,6 +39,7 @@ VOCABULARY = {
     "warned": "waiting for longer than [relay] warn_after",
     "forwarding": "a mailbox's service asks whether mail may be forwarded to the address; kept, and sent to nobody",
     "notified": "the sender was told of the failure",
+    "not-notified": "the sender was not told of the failure: it is no person, not trusted, or was told of another that day",
     "connected": "a connection was saved and its baseline taken",
     "disconnected": "a connection was removed",
     "readdressed": "a connection was given another address",

@@ -45,6 +45,7 @@ class NewMessage:
     origin: str
     foreign: bool  # handled by another host before a trusted peer gave it to us
     authentication: Authentication | None = None  # None: nobody asked
+    automatic: str = ""  # rules.notification.automatic
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ def reason_text(reason: Reason | None) -> str | None:
 
 
 _MESSAGE = f"""INSERT INTO message (id, received_at, message_id, content_hash, size, peer, helo, protocol, sender,
-trusted, tls, body, spool, origin, authentication) VALUES ({marks(range(15))})"""
+trusted, tls, body, spool, origin, authentication, automatic) VALUES ({marks(range(16))})"""
 _RECIPIENT = "INSERT INTO recipient (message, address, typed, route, rule) VALUES (?, ?, ?, ?, ?)"
 _DOCUMENT = f"""INSERT INTO document (id, message, sha256, name, type, size, spans, flags, skipped, origin,
 deposited_at) VALUES ({marks(range(11))})"""
@@ -244,7 +245,8 @@ _LINK = "INSERT INTO delivery_document (delivery, document, sha256, target) VALU
 def _insert(db: Database, accepted: Accepted, spool: str) -> None:
     m, conn = accepted.message, db.conn
     row = (m.id, m.received_at, m.message_id, m.content_hash, m.size, m.peer, m.helo, m.protocol, m.sender, m.trusted)
-    conn.execute(_MESSAGE, (*row, m.tls, m.body, spool, m.origin, kept_results(m.authentication)))
+    told = kept_results(m.authentication), m.automatic
+    conn.execute(_MESSAGE, (*row, m.tls, m.body, spool, m.origin, *told))
     conn.executemany(_RECIPIENT, [(m.id, r.address, r.typed, r.route, r.rule) for r in accepted.recipients])
     conn.executemany(_DOCUMENT, [_document_row(d, m) for d in accepted.documents])
     conn.executemany(_DELIVERY, [_delivery_row(d, m.id) for d in accepted.deliveries])

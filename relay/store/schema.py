@@ -43,6 +43,7 @@ CREATE TABLE message (
     spool TEXT NOT NULL,
     origin TEXT NOT NULL DEFAULT '',   -- the application's domain it came from, if it did
     authentication TEXT,               -- what SPF, DKIM and DMARC say of it; NULL where nobody asked
+    automatic TEXT NOT NULL DEFAULT '',-- why its sender is no person for us alone: auto-submitted, list, bulk, report
     purged_at TEXT                     -- when its bytes were removed
 ) WITHOUT ROWID;
 CREATE INDEX message_by_message_id ON message (message_id);
@@ -122,6 +123,7 @@ CREATE INDEX delivery_by_target ON delivery (target, id);
 CREATE INDEX delivery_by_token ON delivery (token) WHERE token <> '';
 CREATE INDEX delivery_by_message ON delivery (message) WHERE message IS NOT NULL;
 CREATE INDEX delivery_by_spool ON delivery (spool) WHERE spool <> '';
+CREATE INDEX delivery_of_dsn ON delivery (created_at) WHERE route = 'dsn';
 CREATE INDEX delivery_kept ON delivery (created_at) WHERE spool <> '';
 CREATE TABLE delivery_document (
     delivery TEXT NOT NULL REFERENCES delivery,

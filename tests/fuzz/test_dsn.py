@@ -1,12 +1,20 @@
-"""Any bytes are a report whose words are one printable line, or no report; and a report is read as it was written."""
+"""Any bytes are a report whose words are one printable line, or no report; and a report is read as it was written.
+
+What we write ourselves is read back, by our reader and by the standard library's: whatever the mail it is about.
+"""
 
 import re
 import time
+from datetime import UTC, datetime
+from email import message_from_bytes
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from relay import compose
+from relay.compose import Failure, Report, Undelivered
 from rules import bounce
+from rules.address import unproved
 from rules.bounce import Action, Bounce, NotABounce
 from tests.support.effort import examples
 
@@ -105,6 +113,42 @@ def test_a_report_is_read_as_it_was_written(action: Action, status: str, text: s
     found = bounce.read(report(action.value.upper(), status, text, recipient, end=end))
     assert found == Bounce(action, status, text[: bounce.MAX_TEXT] or "It did not work.", recipient)
 
+
+# --- what we write ----------------------------------------------------------------------------------------------------
+
+REPORT = Report("<r1@welyb.fr>", datetime(2026, 11, 24, tzinfo=UTC), "mx.welyb.fr", "welyb.fr", "Société n° 1")
+addresses = st.from_regex(r"[A-Za-z0-9+._=-]{1,30}@[a-z0-9-]{1,20}\.fr", fullmatch=True)
+addresses |= st.from_regex(r'"[ -~]{0,10}"@welyb\.fr', fullmatch=True)
+failed = st.builds(Undelivered, addresses, st.sampled_from(["5.1.1", "4.4.7", "", "2.0.0", "5.1.1\r\nX: y"]))
+blocks = st.lists(
+    st.sampled_from([*SHARDS, b"--=_", b"Subject: x\r\n", b"\0", b"\r\n\r\n"]) | st.binary(max_size=5)
+).map(b"".join)
+
+
+@given(addresses, st.lists(failed, min_size=1, max_size=4), blocks)
+@settings(max_examples=examples(300))
+def test_what_we_write_is_read_back(sender: str, undelivered: list[Undelivered], block: bytes) -> None:
+    failure = Failure(sender, tuple(undelivered), datetime(2026, 11, 23, tzinfo=UTC), block)
+    raw = compose.dsn(failure, REPORT)
+    assert raw.isascii() and b"\0" not in raw
+    assert max(map(len, raw.split(b"\r\n"))) <= 998 and not re.search(rb"\r(?!\n)|(?<!\r)\n", raw)
+    found = bounce.read(raw)
+    assert isinstance(found, Bounce) and found.action is Action.FAILED
+    assert found.final_recipient == unproved(" ".join(undelivered[0].recipient.split()))
+    message = message_from_bytes(raw)
+    assert (message.get_content_type(), message.get_param("report-type")) == ("multipart/report", "delivery-status")
+    assert [field for part in message.walk() for field in part.defects] == []
+    text, status, original = message.get_payload()
+    assert (text.get_content_type(), original.get_content_type()) == ("text/plain", "text/rfc822-headers")
+    about, *groups = status.get_payload()
+    assert about.keys() == ["Reporting-MTA", "Arrival-Date"]
+    assert [group.keys() for group in groups] == [["Final-Recipient", "Action", "Status"]] * len(undelivered)
+    assert [group["Final-Recipient"] for group in groups] == [f"rfc822; {each.recipient}" for each in undelivered]
+    assert original.get_payload(decode=True).rstrip(b"\r\n") == block.rstrip(b"\r\n")
+    assert message["To"] == f"<{sender}>" and len(message.get_all("To")) == 1
+
+
+# --- bombs ------------------------------------------------------------------------------------------------------------
 
 MEGABYTE = 1 << 20
 HEAD = b"Content-Type: multipart/report; boundary=b\n\n--b\nContent-Type: message/delivery-status\n\nAction: failed\n\n--b\n"

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import compose, sign
-from relay.compose import Composed, Enclosed, Failure, Letter, Received, Report
+from relay.compose import Composed, Enclosed, Failure, Letter, Received, Report, Undelivered
 from rules import bounce
 
 NOON = datetime(2026, 11, 24, 14, 15, 2, tzinfo=timezone(timedelta(hours=1)))
@@ -339,7 +339,8 @@ def test_encode_base64_in_blocks(size: int, step: int) -> None:
 # ---
 # dsn
 
-FAILURE = Failure("compta@cabinet.fr", "meg+macon-dupont@welyb.fr", "5.1.1", NOON, b"From: a@b\r\nSubject: f\r\n\r\n")
+NOT_THERE = Undelivered("meg+macon-dupont@welyb.fr", "5.1.1")
+FAILURE = Failure("compta@cabinet.fr", (NOT_THERE,), NOON, b"From: a@b\r\nSubject: f\r\n\r\n")
 REPORT = Report("<r1@welyb.fr>", datetime(2026, 11, 24, 15, 0, tzinfo=UTC), "mx.welyb.fr", "welyb.fr", "Welyb")
 
 
@@ -376,8 +377,34 @@ def test_a_client_reads_no_collector_in_it() -> None:
 
 @pytest.mark.parametrize("status", ["", "junk", "5.1.1\r\nRemote-MTA: dns; mx.factures-meg.fr", "2.0.0"])
 def test_a_strange_status_is_neutral(status: str) -> None:
-    raw = compose.dsn(replace(FAILURE, status=status), REPORT)
+    raw = compose.dsn(replace(FAILURE, undelivered=(replace(NOT_THERE, status=status),)), REPORT)
     assert b"\r\nStatus: 5.0.0\r\n" in raw and b"Remote" not in raw
+
+
+def test_the_fields_of_a_report_stand_as_they_must() -> None:
+    """RFC 3464 §2.1: the message's fields, an empty line, a recipient's, an empty line, another's."""
+    both = (NOT_THERE, Undelivered('"x y"@welyb.fr', "4.4.7"))
+    raw = compose.dsn(replace(FAILURE, undelivered=both), REPORT)
+    *_, status, _, _ = raw.split(b"\r\n--=_")
+    assert status.split(b"\r\n", 1)[1].decode() == (
+        "Content-Type: message/delivery-status\r\n\r\n"
+        "Reporting-MTA: dns; mx.welyb.fr\r\nArrival-Date: Tue, 24 Nov 2026 14:15:02 +0100\r\n\r\n"
+        "Final-Recipient: rfc822; meg+macon-dupont@welyb.fr\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n"
+        'Final-Recipient: rfc822; "x y"@welyb.fr\r\nAction: failed\r\nStatus: 4.4.7\r\n'
+    )
+    text = parsed(raw).get_body().get_content()
+    assert text.count('    "x y"@welyb.fr (4.4.7)') == 2
+    assert "du 24/11/2026 à 13:15 " in text and "of 24/11/2026, 13:15," in text
+
+
+@pytest.mark.parametrize(
+    "block", [b"Subject: a\0b\r\n\r\n", b"X: a\rb\r\n\r\n", b"X: a\nb\r\n\r\n", b"X: " + b"x" * 999]
+)
+def test_what_no_line_may_hold_is_returned_encoded(block: bytes) -> None:
+    raw = compose.dsn(replace(FAILURE, header=block), REPORT)
+    assert b"\0" not in raw and not re.search(rb"\r(?!\n)|(?<!\r)\n", raw)
+    *_, original = email.message_from_bytes(raw).get_payload()
+    assert original.get_payload(decode=True) == block
 
 
 def test_8_bit_headers_are_returned_whole_in_7_bits() -> None:
