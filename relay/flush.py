@@ -5,6 +5,7 @@ claims are not believed, and that the counts must balance: eligible = sent + def
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,7 +24,7 @@ from relay.notice import Notices
 from relay.send import Sender
 from relay.sign import Signer
 from relay.spool import Spool
-from relay.store import delivery
+from relay.store import delivery, notices
 from relay.store.database import Anchor
 from rules import lifecycle
 from rules.replies import Reason, history
@@ -64,7 +65,7 @@ async def run(means: Means, horizon: datetime) -> int:
     if recovered:
         log.recovered(recovered, 0)
     selectors = [signer.selector for signer in means.signers]
-    number = await writer.write(lambda db, _: delivery.begin_run(db, at, selectors))
+    number = await writer.write(lambda db, _: _begin(db, at, selectors))
     log.run_started(number)
     await list_again(writer, config.ged.root)  # a client's folder may have been renamed
     scanner = scan.Scanner(config, means.ruleset, db=means.db, spool=means.spool, token_key=means.token_key)
@@ -87,18 +88,29 @@ async def run(means: Means, horizon: datetime) -> int:
         "held": found.held,
         "duplicate": found.duplicate,
     }
-    await _tell(means, found, sender)
+    told = await _tell(means, found, sender)
     finished = clock.stamp(clock.now())
-    await writer.write(lambda db, _: delivery.finish_run(db, number, counts, finished))
+    await writer.write(lambda db, _: _finish(db, number, counts=counts, at=finished, told=told))
     log.run_finished(number, counts)
     until = started + CARE_SHARE * config.run.every
     await care.after_run(config, means.db, spool=means.spool, writer=writer, until=until)
     return number
 
 
-async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
-    """Reports to senders, one warning to the postmaster."""
-    notices = Notices(means.config, db=means.db, spool=means.spool, writer=means.writer)
+def _begin(db: Database, at: str, selectors: Sequence[str]) -> int:
+    notices.begin(db)
+    return delivery.begin_run(db, at, selectors)
+
+
+def _finish(db: Database, number: int, *, counts: dict[str, int], at: str, told: str) -> None:
+    """Until here a run that is killed leaves its failures for the next to tell of."""
+    notices.told(db, told)
+    delivery.finish_run(db, number, counts, at)
+
+
+async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> str:
+    """Reports to senders, one warning to the postmaster; how far in the history they have been told of failures."""
+    telling = Notices(means.config, db=means.db, spool=means.spool, writer=means.writer)
     lines = []
     language = means.config.relay.language
     for connection, doubt in found.doubts:
@@ -107,16 +119,16 @@ async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> None:
     for connection, files in found.unsettled.values():
         reason = history(Reason("unsettled"), language)
         lines.append(f"- connexion {connection.id} ({connection.client}/{connection.folder}) : {files} × {reason}")
-    await notices.tell_senders(sender.tally.told)
-    for taken, outcome in sender.tally.told:
-        if taken.route not in ("dsn", "warning"):
-            lines.append(f"- envoi {taken.id} ({taken.client}) : {outcome.reply}")
+    untold = await telling.tell_senders()
+    failures = (f for f in untold.failures if f.taken.route not in ("dsn", "warning"))
+    lines += [f"- envoi {f.taken.id} ({f.taken.client}) : {f.reply}" for f in failures]
     for slug, since in await silence.newly_silent(means.config, means.db, means.writer, clock.now()):
         facts: dict[str, str | int] = {"client": slug, "since": since.since.isoformat(), "documents": since.documents}
         lines.append(f"- {history(Reason('silent', facts), language)}")
         log.client_silent(slug)
     lines += [f"- envoi {waiting} : en attente depuis trop longtemps" for waiting in sender.tally.warned]
-    await notices.warn_postmaster(lines)
+    await telling.warn_postmaster(lines)
+    return untold.latest
 
 
 class Clockwork:

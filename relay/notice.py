@@ -23,9 +23,9 @@ from relay.store.delivery import Claimed
 from relay.store.events import Event, write
 from rules.lifecycle import State
 from rules.notification import AT_MOST_EVERY, Failed, Silent, Tell, decide
-from rules.outcome import Outcome
+from rules.outcome import status_of
 
-Failures = Sequence[tuple[Claimed, Outcome]]
+Failures = Sequence[notices.Failure]
 
 
 class Notices:
@@ -37,18 +37,20 @@ class Notices:
         self._spool = spool
         self._writer = writer
 
-    async def tell_senders(self, failures: Failures) -> None:
-        """A DSN for each mail of these, if its sender is to be told; the history says which and why not."""
-        mails: dict[str, list[tuple[Claimed, Outcome]]] = {}
-        for taken, outcome in failures:
-            if taken.message is not None:  # else a deposit, or a notice of ours
-                mails.setdefault(taken.message, []).append((taken, outcome))
+    async def tell_senders(self) -> notices.Untold:
+        """A DSN for each mail that failed, if its sender is to be told; the history says which and why not."""
+        untold = notices.untold(self._db)
+        mails: dict[str, list[notices.Failure]] = {}
+        for failure in untold.failures:
+            if failure.taken.message is not None:  # else a deposit, or a notice of ours
+                mails.setdefault(failure.taken.message, []).append(failure)
         for of_mail in mails.values():
             await self._tell_sender(of_mail)
+        return untold
 
     async def _tell_sender(self, failures: Failures) -> None:
         now = clock.now()
-        match self._decide(failures[0][0], now):
+        match self._decide(failures[0].taken, now):
             case Tell():
                 await self._notify(failures, now)
             case Silent(why=why):
@@ -66,14 +68,12 @@ class Notices:
 
     async def _notify(self, failures: Failures, now: datetime) -> None:
         """A DSN (RFC 3464): one for a mail, however many of its recipients failed."""
-        taken, base = failures[0][0], ids.new(now)
+        taken, base = failures[0].taken, ids.new(now)
         try:
             header = await asyncio.to_thread(self._header, taken.spool)
         except SpoolError:
             header = b"\r\n"
-        failed = (
-            compose.Undelivered(notices.mail(self._db, each.id).typed, outcome.enhanced) for each, outcome in failures
-        )
+        failed = (compose.Undelivered(notices.mail(self._db, f.taken.id).typed, status_of(f.reply)) for f in failures)
         failure = compose.Failure(
             taken.original_sender, tuple(failed), received_at=clock.instant(taken.received_at), header=header
         )
@@ -82,11 +82,11 @@ class Notices:
         except ValueError:  # an envelope sender that cannot be written in a header has nobody behind it
             await self._leave(failures, "unwritable", now)
             return
-        events = [Event("notified", message=t.message, delivery=t.id, detail={"by": f"{base}-1"}) for t, _ in failures]
+        events = _events("notified", failures, {"by": f"{base}-1"})
         await self._queue(base, "dsn", taken.original_sender, message=message, events=events, now=now)
 
     async def _leave(self, failures: Failures, why: str, now: datetime) -> None:
-        events = [Event("not-notified", message=t.message, delivery=t.id, detail={"why": why}) for t, _ in failures]
+        events = _events("not-notified", failures, {"why": why})
         await self._writer.write(lambda db, _: write(db, clock.stamp(now), "run", events))
 
     async def warn_postmaster(self, lines: Sequence[str]) -> bool:
@@ -149,3 +149,7 @@ class Notices:
             domain=relay.domain,
             sender_name=self._config.delivery.sender_name,
         )
+
+
+def _events(event: str, failures: Failures, detail: dict[str, str]) -> list[Event]:
+    return [Event(event, message=f.taken.message, delivery=f.taken.id, detail=detail) for f in failures]

@@ -53,7 +53,6 @@ class Tally:
     sent: int = 0
     deferred: int = 0
     failed: int = 0
-    told: list[tuple[Claimed, Outcome]] = field(default_factory=list)  # finally failed
     warned: list[str] = field(default_factory=list)
 
     @property
@@ -72,12 +71,11 @@ class _Ready:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """A delivery and what came of it, to be recorded. `told` is for who hears of a failure."""
+    """A delivery and what came of it, to be recorded."""
 
     taken: Claimed
     result: Result
     at: datetime
-    told: Outcome | None = None
 
 
 @dataclass(slots=True)
@@ -322,7 +320,7 @@ class Sender:
             alarm.cancel()
 
     async def _record(self, host: _Host, taken: Claimed, outcome: Outcome) -> None:
-        await self._write(host, _Answered(taken, _result(outcome), clock.now(), outcome))
+        await self._write(host, _Answered(taken, _result(outcome), clock.now()))
 
     async def _write(self, host: _Host, answered: _Answered) -> None:
         """Has it recorded, and waits for that only where much is waiting already."""
@@ -362,8 +360,6 @@ class Sender:
         self.tally.sent += recorded.state is State.SENT
         self.tally.deferred += recorded.state is State.WAITING
         self.tally.failed += recorded.state is State.FAILED
-        if recorded.state is State.FAILED and answered.told is not None:
-            self.tally.told.append((taken, answered.told))
         if recorded.warn:
             self.tally.warned.append(taken.id)
             log.warned(taken.id)
@@ -388,7 +384,6 @@ class Sender:
         )
         self.tally.deferred += put_off.waiting
         self.tally.failed += len(put_off.given_up)
-        self.tally.told += [(taken, why) for taken in put_off.given_up]
         self.tally.warned += put_off.warned
 
 

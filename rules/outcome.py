@@ -102,6 +102,12 @@ def of_reply(stage: Stage, code: int, lines: Sequence[str]) -> Outcome:
     return Outcome(scope, result, stage, code, enhanced, text)
 
 
+def status_of(reply: str) -> str:
+    """The RFC 3463 code of an `Outcome.reply` that was written down, "" where it has none."""
+    found = re.match(r"[\w-]+ ([245]\.\d{1,3}\.\d{1,3})(?=\s|$)", reply)
+    return found[1] if found else ""
+
+
 def _meaning(stage: Stage, code: int, enhanced: str) -> tuple[Scope, Result]:
     soft, hard, meaning = _POLICY[stage]
     if code == 421:  # RFC 5321 §3.8: the host is closing this channel, whatever was asked

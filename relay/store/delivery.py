@@ -315,8 +315,13 @@ def defer_domain(db: Database, domain: str, *, run: int, horizon: str, reply: st
     return PutOff(waiting.rowcount, given_up, warned)
 
 
+def as_claimed(db: Database, delivery: str) -> Claimed:
+    """One delivery with all that a run knows of it, whether a run has it or not."""
+    return Claimed(*rows(db, f"{_TAKEN} WHERE d.id = ?", (delivery,))[0])
+
+
 def _given_up(db: Database, delivery: str, *, run: int, reply: str, at: str) -> Claimed:
-    taken = Claimed(*rows(db, f"{_TAKEN} WHERE d.id = ?", (delivery,))[0])
+    taken = as_claimed(db, delivery)
     reason = _expired(taken, reply)
     db.conn.execute(
         "UPDATE delivery SET state = 'failed', claim = ?, reason = ?, finished_at = ?, reply = ? WHERE id = ?",

@@ -1,6 +1,7 @@
-"""What a notification is decided by, and made of, besides the delivery itself.
+"""Which failures people have not yet been told of, and what a notification is decided by and made of.
 
-Knows alone: that having queued a notification counts as having told: whether it arrived is nobody's to know.
+Knows alone: how far in the history a run has told of failures, so that the run after one that was killed tells of its
+failures too, and of none twice. To have queued a notification is to have told: whether it arrived is nobody's to know.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,52 @@ from datetime import datetime, timedelta
 from sqlite_utils import Database
 
 from relay import clock
-from relay.store.database import one
+from relay.store.database import one, rows
+from relay.store.delivery import Claimed, as_claimed
+from relay.store.directory import meta, set_meta
+
+TOLD = "told-up-to"  # the last event that a run has looked at to its end
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    taken: Claimed
+    reply: str  # the far side's last, or our own words
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    failures: tuple[Failure, ...]
+    latest: str  # for `told`
+
+
+_FAILED = """SELECT e.delivery, coalesce(e.detail ->> 'reply', '') FROM event e WHERE e.id > ? AND e.event = 'failed'
+AND NOT EXISTS (SELECT 1 FROM event n
+                WHERE n.delivery = e.delivery AND n.id > e.id AND n.event IN ('notified', 'not-notified'))
+ORDER BY e.id"""
+
+
+def untold(db: Database) -> Untold:
+    """The sendings that failed since the last run that came to its end."""
+    latest = _latest(db)
+    found: dict[str, str] = dict(rows(db, _FAILED, (int(meta(db, TOLD) or latest),)))
+    failures = [Failure(as_claimed(db, delivery), reply) for delivery, reply in found.items()]
+    return Untold(tuple(f for f in failures if f.taken.kind == "send"), latest)
+
+
+def begin(db: Database) -> None:
+    """Before the first run of all there is nothing to tell of; inside the caller's transaction."""
+    if not meta(db, TOLD):
+        told(db, _latest(db))
+
+
+def told(db: Database, latest: str) -> None:
+    set_meta(db, TOLD, latest)
+
+
+def _latest(db: Database) -> str:
+    row = one(db, "SELECT coalesce(max(id), 0) FROM event")
+    return str(row[0]) if row else "0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,19 @@
 
 import pytest
 
-from rules.outcome import Certainty, Fault, Outcome, Result, Scope, Stage, of_fault, of_reply, reason, too_big
+from rules.outcome import (
+    Certainty,
+    Fault,
+    Outcome,
+    Result,
+    Scope,
+    Stage,
+    of_fault,
+    of_reply,
+    reason,
+    status_of,
+    too_big,
+)
 from rules.replies import HISTORY, history
 
 REPLIES: list[tuple[Stage, int, str, str, str]] = [
@@ -100,6 +112,22 @@ def test_the_enhanced_code_is_taken_off_every_line() -> None:
     outcome = of_reply("rcpt", 550, ["5.1.1 No such user", "5.1.1 here", "see https://example.org"])
     assert (outcome.enhanced, outcome.text) == ("5.1.1", "No such user / here / see https://example.org")
     assert outcome.reply == "550 5.1.1 No such user / here / see https://example.org"
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (of_reply("rcpt", 550, ["5.1.1 No such user"]).reply, "5.1.1"),
+        (of_reply("dot", 554, ["5.7.1"]).reply, "5.7.1"),
+        (of_reply("rcpt", 550, ["no 5.6.7.8 at 5.1.1 here"]).reply, ""),
+        (of_fault("connect", Fault.NULL_MX).reply, of_fault("connect", Fault.NULL_MX).enhanced),
+        (of_fault("connect", Fault.TIMEOUT, "5.1.1").reply, of_fault("connect", Fault.TIMEOUT).enhanced),
+        ("s/abc/0/12: 12 bytes expected, 0 found", ""),
+        ("", ""),
+    ],
+)
+def test_the_enhanced_code_of_what_was_written_down(reply: str, status: str) -> None:
+    assert status_of(reply) == status
 
 
 @pytest.mark.parametrize("text", ["4.1.1 contradicts the code", "5.1 too short", "5.1.1x glued", "no status"])

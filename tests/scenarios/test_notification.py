@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from tests.support import documents as made
 from tests.support.clients import CLIENTS, mail
 from tests.support.debian import faked_time
-from tests.support.farside import Far, in_a_thread
-from tests.support.relay import Relay
+from tests.support.farside import SILENT, Far, in_a_thread
+from tests.support.program import Program
+from tests.support.relay import Relay, command
 
 SENDER, POSTMASTER = "compta@cabinet.example", "chef@cabinet.example"
 GONE = b"550 5.1.1 <parti@factures-meg.fr>: MEG ne connait pas ce dossier (mx.factures-meg.fr)\r\n"
@@ -164,6 +166,31 @@ def test_once_a_day_and_no_more(office: Office, monkeypatch: pytest.MonkeyPatch)
     at("2026-03-03 10:30:00")
     assert office.history(office.fail("meg+parti@welyb.fr")) == [("notified", "")]
     assert len(office.notified()) == 3
+
+
+def test_a_run_that_is_killed_leaves_what_it_did_not_tell_to_the_next(tmp_path: Path, office: Office) -> None:
+    office.relay.configure({"relay": {"postmaster": POSTMASTER}})
+    office.relay.cli("runs", "now")
+    failing = office.mail("meg+parti@welyb.fr")
+    with in_a_thread([Far({"BANNER": SILENT})]) as (port,):  # keeps the run from its end
+        office.relay.configure({"delivery": {"routes": {"achats.factures-meg.fr": f"127.0.0.1:{port}"}}})
+        office.mail("meg+achats+x@welyb.fr")
+        run = Program([*command(), "--config", office.relay.config, "runs", "now"], tmp_path, name="run")
+        run.start(lambda: "failed" in [row["event"] for row in office.relay.json("trace", failing)], timeout=60)
+        run.kill()
+    assert office.history(failing) == []
+    office.relay.cli("runs", "now")
+    assert office.history(failing) == [("notified", "")]
+    told = office.received()
+    assert len([message for message in told if b"delivery-status" in message]) == 1
+    assert len([message for message in told if f"- envoi {failing}-1 ".encode() in _text(message)]) == 1
+    office.relay.cli("runs", "now")
+    assert office.history(failing) == [("notified", "")], "and that is all"
+
+
+def _text(message: bytes) -> bytes:
+    payload = message_from_bytes(message).get_payload(decode=True)
+    return payload if isinstance(payload, bytes) else b""
 
 
 def test_hostile_fields_stay_where_they_were(office: Office) -> None:
