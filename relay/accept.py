@@ -193,12 +193,15 @@ class Transaction:
         return self._door.track(self._conclude(refused))
 
     async def _conclude(self, refused: Reply | None) -> Reply:
+        began = asyncio.get_running_loop().time()
         try:
             return await self._finish(refused)
         except Exception as error:
             self.abort()
             log.trouble(self.id, error)
             return replies.TROUBLE
+        finally:
+            log.answered(asyncio.get_running_loop().time() - began)
 
     async def _finish(self, refused: Reply | None) -> Reply:
         message = self._scanner.close()

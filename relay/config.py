@@ -114,6 +114,11 @@ class Antivirus:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     relay: Relay = Relay()
     smtp: Smtp = Smtp()
@@ -125,6 +130,7 @@ class Config:
     ged: Ged = Ged()
     silence: Silence = Silence()
     antivirus: Antivirus = Antivirus()
+    metrics: Metrics = Metrics()
     source: str = "(built-in defaults)"
 
     @property
@@ -316,6 +322,8 @@ def _check(config: Config, top: _Place) -> None:
         _check_endpoint(endpoint, "listen", at("smtp"))
     _check_delivery(config.delivery, at)
     _check_antivirus(config.antivirus, at("antivirus"))
+    if config.metrics.listen:
+        _check_endpoint(config.metrics.listen, "listen", at("metrics"))
     if not config.run.every or timedelta(days=1) % config.run.every:
         raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
     if bool(config.smtp.certificate) != bool(config.smtp.key):

@@ -164,8 +164,29 @@ async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callab
         log.as_root()
     _within_reach(config)
     with _alone(config.relay.data) as alone:
-        async with means(config, ruleset) as tools:
+        async with means(config, ruleset) as tools, _figures(config):
             await _serve(tools, shares, alone, reload=reload, welcome=welcome)
+
+
+@contextlib.asynccontextmanager
+async def _figures(config: Config) -> AsyncIterator[None]:
+    """[metrics] listen, for as long as we serve."""
+    if not config.metrics.listen:
+        yield
+        return
+    from relay.metrics import Exposition  # a library that no command needs
+
+    exposition = Exposition(config)
+    try:
+        await exposition.start()
+    except OSError as error:
+        raise StartError(
+            f"{config.metrics.listen}: {error.strerror}. Remedy: see what listens there, or [metrics] listen."
+        ) from None
+    try:
+        yield
+    finally:
+        await exposition.stop()
 
 
 async def _serve(

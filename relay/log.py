@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any, Literal
 
@@ -192,6 +192,20 @@ def stopping(why: str) -> None:
 
 def reloaded() -> None:
     _info("reloaded")
+
+
+_watchers: list[Callable[[float], None]] = []
+
+
+def on_answered(watcher: Callable[[float], None]) -> None:
+    """Who is told how long each mail waited for its answer."""
+    _watchers.append(watcher)
+
+
+def answered(seconds: float) -> None:
+    """The end of a mail's data was answered, whatever the answer: counted, and no line."""
+    for watcher in _watchers:
+        watcher(seconds)
 
 
 def accepted(message: str, *, size: int, peer: str, deliveries: int) -> None:

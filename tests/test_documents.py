@@ -25,7 +25,10 @@ from rules.lifecycle import State
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 SETTINGS = ROOT / "deploy/relay.toml"
-PARTS = ("relay", "smtp", "authentication", "throttle", "run", "delivery", "dkim", "ged", "silence", "antivirus")
+PARTS = (
+    *("relay", "smtp", "authentication", "throttle", "run", "delivery", "dkim", "ged", "silence", "antivirus"),
+    "metrics",
+)
 
 
 def reference() -> str:
