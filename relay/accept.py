@@ -72,6 +72,7 @@ class Intake:
         self.config, self.ruleset = config, ruleset
         self.throttles.limits = config.throttle
         self.trusted = access.networks(config.smtp.trusted_networks)
+        self.proxies = access.networks(config.smtp.proxy)
         self.origins = frozenset(domain for rule in ruleset.rules for domain in rule.origins)
         self.forwarders = access.forwarders(config.authentication.forwarders)
         if self._asked != config.delivery.dns:
@@ -81,6 +82,11 @@ class Intake:
 
     def peer(self, ip: str) -> access.Peer:
         return access.Peer(ip, access.is_trusted(ip, self.trusted))
+
+    def user_peer(self, ip: str, name: str) -> access.Peer | None:
+        """A peer that gave the password of `name`; None once there is no such user."""
+        user = self.directory.user(name)
+        return access.Peer(ip, True, user.name, frozenset(user.rules)) if user is not None else None
 
     def disk_is_low(self) -> bool:
         """Asked at MAIL; the answer is kept for a second."""

@@ -55,6 +55,8 @@ class Smtp:
     certificate: str = ""
     key: str = ""
     processes: int = 1
+    submission: tuple[str, ...] = ()
+    proxy: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,10 +307,11 @@ def _check(config: Config, top: _Place) -> None:
     def at(table: str) -> _Place:
         return _Place(top.text, top.source, table)
 
-    try:
-        access.networks(config.smtp.trusted_networks)
-    except ValueError as error:
-        raise at("smtp").error("trusted_networks", str(error), 'write networks like "192.0.2.0/24"') from None
+    for key in ("trusted_networks", "proxy"):
+        try:
+            access.networks(getattr(config.smtp, key))
+        except ValueError as error:
+            raise at("smtp").error(key, str(error), 'write networks like "192.0.2.0/24"') from None
     try:
         access.forwarders(config.authentication.forwarders)
     except ValueError as error:
@@ -320,6 +323,7 @@ def _check(config: Config, top: _Place) -> None:
         _check_address(config.relay.postmaster, "postmaster", at("relay"))
     for endpoint in config.smtp.listen:
         _check_endpoint(endpoint, "listen", at("smtp"))
+    _check_submission(config.smtp, at("smtp"))
     _check_delivery(config.delivery, at)
     _check_antivirus(config.antivirus, at("antivirus"))
     if config.metrics.listen:
@@ -333,6 +337,18 @@ def _check(config: Config, top: _Place) -> None:
     except (ValueError, OSError, KeyError):
         problem = f"« {config.relay.timezone} » is not a time zone"
         raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
+
+
+def _check_submission(smtp: Smtp, place: _Place) -> None:
+    for text in smtp.submission:
+        try:
+            submission_endpoint(text)
+        except ValueError:
+            remedy = 'write "192.0.2.1:587", or "192.0.2.1:465 tls" where TLS comes first'
+            raise place.error("submission", f"« {text} » is not ADDRESS:PORT", remedy) from None
+    if smtp.submission and not smtp.certificate:
+        remedy = "set certificate and key, for passwords are only taken inside TLS, or submission = []"
+        raise place.error("submission", "needs a certificate", remedy)
 
 
 def _check_names(config: Config, at: Callable[[str], _Place]) -> None:
@@ -385,6 +401,14 @@ def endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
     if not match or (match[3] is None and default_port is None) or int(match[3] or 1) > 65535:
         raise ValueError(text)
     return match[1] or match[2], int(match[3]) if match[3] is not None else default_port or 0
+
+
+def submission_endpoint(text: str) -> tuple[str, int, bool]:
+    """ "127.0.0.1:587" or "127.0.0.1:465 tls" → (host, port, TLS from the first byte on). Else ValueError."""
+    place, _, word = text.partition(" ")
+    if word not in ("", "tls") or text.endswith(" "):
+        raise ValueError(text)
+    return *endpoint(place), word == "tls"
 
 
 def _resolved(config: Config, base: Path) -> Config:

@@ -16,6 +16,7 @@ from typing import Any
 from relay import log
 from relay.channel import Channel
 from relay.commit import Writer
+from relay.smtp.door import Door
 from relay.store.intake import Committed
 from relay.worker import Done, Job, Orders, Ready, Stop
 
@@ -23,14 +24,14 @@ READY_WITHIN = 30.0  # seconds
 STOP_WITHIN = 40.0  # a little longer than a worker gives the mail that is coming in
 _START = "import sys; sys.path[:] = {path!r}; from relay.worker import main; main()"
 
-Sockets = Sequence[socket.socket]
+Doors = Sequence[Door]
 
 
 class Crew:
     """`start` it once for each share of sockets. `lost` is given the share of a worker that is gone."""
 
     def __init__(
-        self, writer: Writer, *, on_filings: Callable[[], None], lost: Callable[[Sockets], Awaitable[object]]
+        self, writer: Writer, *, on_filings: Callable[[], None], lost: Callable[[Doors], Awaitable[object]]
     ) -> None:
         self._writer = writer
         self._on_filings = on_filings
@@ -39,7 +40,7 @@ class Crew:
         self._adoptions: set[asyncio.Future[object]] = set()
         self._stopping = False
 
-    async def start(self, shares: Sequence[Sockets], orders: Orders, *, lock: int) -> None:
+    async def start(self, shares: Sequence[Doors], orders: Orders, *, lock: int) -> None:
         """One worker a share; each keeps the daemon's `lock` on the data folder, for as long as it lives."""
         self._members = [_Member(self, share) for share in shares]
         for member in self._members:
@@ -60,7 +61,7 @@ class Crew:
     def gone(self, member: "_Member") -> None:
         if not self._stopping:
             log.worker_lost(member.pid)
-            adoption = asyncio.ensure_future(self._lost(member.sockets))
+            adoption = asyncio.ensure_future(self._lost(member.doors))
             self._adoptions.add(adoption)
             adoption.add_done_callback(self._adoptions.discard)
 
@@ -80,8 +81,8 @@ class Crew:
 class _Member:
     """One worker, from here."""
 
-    def __init__(self, crew: Crew, sockets: Sockets) -> None:
-        self.sockets = sockets
+    def __init__(self, crew: Crew, doors: Doors) -> None:
+        self.doors = doors
         self._crew = crew
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -94,10 +95,12 @@ class _Member:
 
     async def start(self, orders: Orders, lock: int) -> None:
         ours, its = socket.socketpair()
-        descriptors = [its.fileno(), *(sock.fileno() for sock in self.sockets)]
-        command = [sys.executable, "-c", _START.format(path=sys.path), *map(str, descriptors)]
+        numbers = [door.socket.fileno() for door in self.doors]
+        told = [f"{door.kind}={number}" for door, number in zip(self.doors, numbers, strict=True)]
+        command = [sys.executable, "-c", _START.format(path=sys.path), str(its.fileno()), *told]
         with its:
-            self._process = subprocess.Popen(command, pass_fds=(*descriptors, lock), stdin=subprocess.DEVNULL)
+            descriptors = (its.fileno(), *numbers, lock)
+            self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         self._channel = await Channel.open(ours, self._hear, self._lost)
         self._channel.say(orders)
 

@@ -28,6 +28,8 @@ from relay.directory import Directory, list_clients
 from relay.filing import Filing
 from relay.lock import held
 from relay.sign import Signer
+from relay.smtp import certificate
+from relay.smtp.door import Door
 from relay.smtp.listener import Listener, addresses, bind
 from relay.spool import Spool
 from relay.store.database import open_for_reading, open_for_writing
@@ -77,6 +79,19 @@ def _within_reach(config: Config) -> None:
             f"{sys.executable}: user {os.getuid()}, who owns {config.relay.data}, cannot run it, and [smtp] processes "
             "needs that. Remedy: install welyb-relay with a Python that every user can reach, or set processes = 1."
         )
+
+
+def _show_certificate(config: Config) -> None:
+    """Read by who we are now: the key may be closed to him, and a worker could only die of it."""
+    if not config.smtp.certificate:
+        return
+    try:
+        certificate.load(config.smtp)
+    except OSError as error:
+        raise StartError(
+            f"[smtp] certificate {config.smtp.certificate}, key {config.smtp.key}: {error}. Remedy: PEM files that belong "
+            f"together and that user {os.geteuid()} can read, or neither."
+        ) from None
 
 
 def token_key(data: Path) -> ids.TokenKey:
@@ -163,6 +178,7 @@ async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callab
     if os.geteuid() == 0:
         log.as_root()
     _within_reach(config)
+    _show_certificate(config)
     with _alone(config.relay.data) as alone:
         async with means(config, ruleset) as tools, _figures(config):
             await _serve(tools, shares, alone, reload=reload, welcome=welcome)
@@ -191,7 +207,7 @@ async def _figures(config: Config) -> AsyncIterator[None]:
 
 async def _serve(
     tools: flush.Means,
-    shares: list[list[socket.socket]],
+    shares: list[list[Door]],
     alone: int,
     *,
     reload: Callable[[], Config],
@@ -238,9 +254,7 @@ async def _serve(
         raise StartError("A part of the relay failed: the log says which. Remedy: start it again, report that line.")
 
 
-async def _take_mail(
-    listener: Listener, crew: Crew, shares: list[list[socket.socket]], orders: Orders, alone: int
-) -> None:
+async def _take_mail(listener: Listener, crew: Crew, shares: list[list[Door]], orders: Orders, alone: int) -> None:
     """In this process where it is the only one, else in workers: this one is then left to write, to file and to run."""
     if len(shares) == 1:
         await listener.start(shares[0])

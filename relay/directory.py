@@ -1,4 +1,4 @@
-"""Who is known: the clients and the registered addresses, as the intake looks them up at RCPT.
+"""Who is known: the clients, the registered addresses and the users, as the intake looks them up.
 
 Knows alone: when the lists are read again, and how an unknown client makes the GED's root be listed once more, at most
 every few seconds, so that a folder made a minute ago is a client and a prober costs nothing.
@@ -15,7 +15,7 @@ from sqlite_utils import Database
 
 from relay import clock, ged
 from relay.commit import Commits
-from relay.store import directory
+from relay.store import directory, users
 from relay.store.database import transaction
 from rules.address import Registered
 
@@ -44,6 +44,7 @@ class Directory:
         self._generation = "?"
         self._registered: Mapping[str, Registered] = {}
         self._clients: dict[str, directory.Client] = {}
+        self._users: Mapping[str, users.User] = {}
         self._listed = False
         self._next_listing = 0.0
 
@@ -61,12 +62,18 @@ class Directory:
             return Unclear("ambiguous") if found.state == "ambiguous" else found
         return Unknown() if self._listed else Unclear("never listed")
 
+    def user(self, name: str) -> users.User | None:
+        """Who may hand in mail under this name."""
+        self._refresh()
+        return self._users.get(name.lower())
+
     def _refresh(self) -> None:
         generation = directory.meta(self.db, directory.GENERATION)
         if generation == self._generation:
             return
         self._generation = generation
         self._registered = directory.registered(self.db)
+        self._users = users.active(self.db)
         known = [client for client in directory.clients(self.db) if client.state != "gone"]
         self._clients = {alias: client for client in known for alias in client.aliases}
         self._clients |= {client.slug: client for client in known}

@@ -120,7 +120,8 @@ class Draft:
             tls=envelope.tls,
             body="8bit" if message.eight_bit else "7bit",
             origin=self._origin(message),
-            foreign=envelope.peer.trusted and message.received_count > 0,
+            foreign=envelope.peer.trusted and not envelope.peer.user and message.received_count > 0,
+            user=envelope.peer.user,
             authentication=self.known,
             automatic=notification.automatic(message.headers),
         )

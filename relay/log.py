@@ -212,6 +212,20 @@ def accepted(message: str, *, size: int, peer: str, deliveries: int) -> None:
     _info("accepted", message=message, size=size, peer=peer, deliveries=deliveries)
 
 
+def authenticated(user: str, *, peer: str) -> None:
+    _info("authenticated", user=_hashed(user), peer=peer)
+
+
+def not_authenticated(user: str, *, peer: str) -> None:
+    """`user` is "" where nobody bears that name: it may be a password typed in the wrong place."""
+    _warn("not-authenticated", user=_hashed(user) if user else "", peer=peer)
+
+
+def proxy_refused(peer: str, why: str) -> None:
+    """A proxy's connection without a header that can be read: no mail comes that way."""
+    _warn("proxy-refused", peer=peer, why=why)
+
+
 def repeated(message: str, *, peer: str) -> None:
     _info("repeated", message=message, peer=peer)
 

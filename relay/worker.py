@@ -21,6 +21,7 @@ from relay.channel import Channel
 from relay.commit import Change
 from relay.config import Config
 from relay.directory import Directory
+from relay.smtp.door import Door, Kind
 from relay.smtp.listener import Listener
 from relay.spool import Spool
 from relay.store.database import open_for_reading
@@ -100,8 +101,8 @@ class _Remote:
 class _Worker:
     """One per process."""
 
-    def __init__(self, sockets: Sequence[socket.socket]) -> None:
-        self._sockets = sockets
+    def __init__(self, doors: Sequence[Door]) -> None:
+        self._doors = doors
         self._remote = _Remote()
         self._intake: Intake | None = None
         self._ordered: asyncio.Future[Orders] = asyncio.get_running_loop().create_future()
@@ -121,7 +122,7 @@ class _Worker:
             token_key=orders.token_key,
         )
         listener = Listener(self._intake)
-        await listener.start(self._sockets)
+        await listener.start(self._doors)
         self._remote.channel.say(Ready())
         await self._stopping.wait()
         await listener.stop()
@@ -144,15 +145,20 @@ def _end() -> None:
     os._exit(1)  # nothing here is worth keeping: what was answered 250 is durable, and nothing else was promised
 
 
+def _door(kind: str, number: str) -> Door:
+    return Door(socket.socket(fileno=int(number)), Kind(kind))
+
+
 def main() -> None:
-    """Arguments: the numbers of the inherited descriptors, the channel's first, then the listening sockets'."""
+    """Arguments: the number of the channel's inherited descriptor, then the kind and number of each door's."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or systemd signals every process
-    channel, *sockets = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    doors = [_door(*told.split("=")) for told in sys.argv[2:]]
     log.set_up()
 
     async def work() -> None:
         asyncio.get_running_loop().set_exception_handler(log.astray)
-        await _Worker(sockets).work(channel)
+        await _Worker(doors).work(channel)
 
     asyncio.run(work())

@@ -59,17 +59,25 @@ def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who speaks to us: its address, and whether it stands in a trusted network."""
+    """Who speaks to us: its address, and whether we trust it, for its network or for the password it gave.
+
+    `rules` are those a user may use; none named: every rule.
+    """
 
     ip: str
     trusted: bool
+    user: str = ""
+    rules: frozenset[str] = frozenset()
+
+    def is_trusted_for(self, rule: str) -> bool:
+        return self.trusted and (not self.rules or rule in self.rules)
 
 
 def may_send(route: Route, peer: Peer, sender: str = "") -> Allow | AllowIf | Refuse:
     """At RCPT. `sender` is the envelope's."""
     match route:
         case Relay(rule=rule) | File(rule=rule):
-            if rule.senders == "anyone" or peer.trusted:
+            if rule.senders == "anyone" or peer.is_trusted_for(rule.name):
                 return Allow()
             if isinstance(rule.senders, frozenset):
                 return AllowIf(rule.senders)

@@ -71,6 +71,16 @@ SHUTDOWN = _fixed(421, "4.3.2", "Arret en cours, reessayez plus tard (shutting d
 TIMEOUT = _fixed(421, "4.4.2", "Delai depasse (timeout)")
 TOO_MANY_CONNECTIONS = _fixed(421, "4.7.0", "Trop de connexions (too many connections)")
 TOO_MANY_ERRORS = _fixed(421, "4.7.0", "Trop d'erreurs (too many errors)")
+TLS_FIRST = _fixed(530, "5.7.0", "Lancez d'abord STARTTLS (must issue STARTTLS first)")
+AUTH_FIRST = _fixed(530, "5.7.0", "Authentification requise (authentication required)")
+AUTH_NEEDS_TLS = _fixed(538, "5.7.11", "Chiffrement requis pour s'authentifier (encryption required)")
+AUTH_OK = _fixed(235, "2.7.0", "Authentification reussie (authentication succeeded)")
+AUTH_FAILED = _fixed(535, "5.7.8", "Identifiant ou mot de passe incorrect (invalid credentials)")
+AUTH_OVER = _fixed(421, "4.7.0", "Trop d'echecs d'authentification (too many authentication failures)")
+AUTH_BUSY = _fixed(454, "4.7.0", "Authentification impossible, reessayez (temporary authentication failure)")
+AUTH_CANCELLED = _fixed(501, "5.7.0", "Authentification abandonnee (authentication cancelled)")
+AUTH_UNREADABLE = _fixed(501, "5.5.2", "Reponse illisible (cannot decode response)")
+AUTH_MECHANISM = _fixed(504, "5.5.4", "Mecanisme inconnu, PLAIN ou LOGIN (unrecognized authentication type)")
 RECIPIENT_OK = _fixed(250, "2.1.5", "Destinataire accepte (recipient ok)")
 
 

@@ -30,6 +30,7 @@ _VERBS = {
     "runs": ("runs", t("les passages de l'automate", "the runs")),
     "throttles": ("throttles", t("qui a dû attendre, et le laisser passer", "who was held back, and lets one through")),
     "keys": ("keys", t("les clés DKIM", "the DKIM keys")),
+    "users": ("users", t("qui dépose du courrier avec un mot de passe", "who hands in mail with a password")),
     "backup": ("care", t("sauvegarde, pendant que le courrier passe", "a backup, while mail flows")),
     "restore": ("care", t("remet une sauvegarde en place", "puts a backup back")),
     "erase": ("care", t("efface les données d'un client ou d'un expéditeur", "erases a client's or sender's data")),

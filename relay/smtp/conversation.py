@@ -31,7 +31,7 @@ Answer = Reply | Waiting | asyncio.Task[Reply] | None  # at once, when it is kno
 
 
 class Conversation(SMTP):
-    """Subclasses say what to greet with, what a line deserves, and what to let go of at the end."""
+    """Subclasses say what a new connection deserves, what a line, and what to let go of at the end."""
 
     def __init__(self, hostname: str, tls_context: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop) -> None:
         # aiosmtpd's constructor inspects every member of itself, a third of a millisecond: its findings are shared.
@@ -57,7 +57,8 @@ class Conversation(SMTP):
         """The loop's time when it was last heard; None while it is we who owe an answer."""
         return None if self._busy and self._reception is None else self._deadline - self._patience
 
-    def greeting(self) -> Reply:
+    def arrived(self) -> None:
+        """A connection was made."""
         raise NotImplementedError
 
     def answer(self, line: bytes) -> Answer:
@@ -211,14 +212,18 @@ class Conversation(SMTP):
 
     async def _handle_client(self) -> None:
         """aiosmtpd starts it with the connection and cancels it at its end; the work is done elsewhere."""
-        self.say(self.greeting())
-        self._flush()
+        self.arrived()
 
     def _reset_timeout(self, duration: float | None = None) -> None:
         """One timer for a connection: it looks whether the deadline has moved on."""
         self._deadline = self.loop.time() + self._patience
         if self._timeout_handle is None:
             self._arm()
+
+    def expect_commands(self) -> None:
+        """The patience of every day."""
+        self._patience = COMMAND_TIMEOUT
+        self._deadline = self.loop.time() + COMMAND_TIMEOUT
 
     def _arm(self) -> None:
         if self._timeout_handle is not None:

@@ -1,22 +1,26 @@
-"""The listening sockets: who may connect, how many at once, and with which certificate.
+"""The listening sockets: how they come to be, who may connect, and how many at once.
 
-Knows alone: the limits on connections, who goes when there are too many, and when a changed certificate is read again.
-Limits: each process counts its own.
+Knows alone: the limits on connections, and who goes when there are too many. Limits: each process counts its own.
 """
 
 import asyncio
-import os
+import errno
 import resource
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from relay import clock, log
+from relay import clock
 from relay.accept import Intake
-from relay.config import Config, endpoint
+from relay.config import Config, endpoint, submission_endpoint
+from relay.passwords import Comparisons
+from relay.smtp.arrival import Arrival
+from relay.smtp.certificate import Certificate
+from relay.smtp.door import Door, Kind
 from relay.smtp.inherited import inherited
 from relay.smtp.session import Session
 from rules import replies
@@ -29,30 +33,44 @@ SPARE_FILES = 256  # descriptors kept for what is no connection
 STOP_WITHIN = 30.0  # seconds for mail data in progress
 
 
-def bind(config: Config) -> list[list[socket.socket]]:
-    """For each of [smtp] processes a socket on every address of [smtp] listen: before privileges are dropped.
+def bind(config: Config) -> list[list[Door]]:
+    """For each of [smtp] processes a door at every address of listen and submission: before privileges are dropped.
 
     The kernel spreads connections over the sockets of one port (SO_REUSEPORT, socket(7)). Sockets that systemd hands
     over stand in place of all addresses, and are shared as they are. Raises OSError, naming the address.
     """
     handed = inherited()
     if handed:
-        return [handed, *([sock.dup() for sock in handed] for _ in range(config.smtp.processes - 1))]
-    shares: list[list[socket.socket]] = [[] for _ in range(config.smtp.processes)]
-    for text in config.smtp.listen:
-        host, port = endpoint(text)
+        _need_certificate(config, handed)
+        return [handed, *([door.dup() for door in handed] for _ in range(config.smtp.processes - 1))]
+    shares: list[list[Door]] = [[] for _ in range(config.smtp.processes)]
+    for text, kind, (host, port) in _places(config):
         try:
-            for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            for family, type_, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 # Alone at first: who joins a port that another relay serves would take half of its mail.
-                with _bound(family, kind, address) as alone:
+                with _bound(family, type_, address) as alone:
                     address = alone.getsockname()
                 for share in shares:
-                    share.append(_bound(family, kind, address, socket.SO_REUSEPORT))
+                    share.append(Door(_bound(family, type_, address, socket.SO_REUSEPORT), kind))
         except OSError as error:
             raise OSError(
                 error.errno, f"{text}: {error.strerror}. Remedy: see what listens there, or [smtp] listen"
             ) from None
     return shares
+
+
+def _places(config: Config) -> Iterator[tuple[str, Kind, tuple[str, int]]]:
+    for text in config.smtp.listen:
+        yield text, Kind.SMTP, endpoint(text)
+    for text in config.smtp.submission:
+        host, port, tls_first = submission_endpoint(text)
+        yield text, Kind.SUBMISSIONS if tls_first else Kind.SUBMISSION, (host, port)
+
+
+def _need_certificate(config: Config, doors: Sequence[Door]) -> None:
+    """For doors of [smtp] submission the settings have been asked already."""
+    if not config.smtp.certificate and any(door.kind.is_for_users for door in doors):
+        raise OSError(errno.EINVAL, "a socket for submission needs a certificate. Remedy: [smtp] certificate and key")
 
 
 def _bound(family: int, kind: int, address: Any, *options: int) -> socket.socket:
@@ -69,9 +87,9 @@ def _bound(family: int, kind: int, address: Any, *options: int) -> socket.socket
     return sock
 
 
-def addresses(sockets: Sequence[socket.socket]) -> list[str]:
+def addresses(doors: Sequence[Door]) -> list[str]:
     """As bound, "host:port"."""
-    places = [sock.getsockname()[:2] for sock in sockets]
+    places = [door.socket.getsockname()[:2] for door in doors]
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places]
 
 
@@ -98,18 +116,18 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
         self._room = MAX_CONNECTIONS
-        self._sessions: set[Session] = set()
-        self._peers: defaultdict[str, set[Session]] = defaultdict(set)
-        self._tls: ssl.SSLContext | None = None
-        self._tls_seen: tuple[int, int] | None = None
+        self._sessions: set[Arrival] = set()
+        self._peers: defaultdict[str, set[Arrival]] = defaultdict(set)
+        self.comparisons = Comparisons()
+        self._certificate = Certificate()
         self._stopping = False
 
-    async def start(self, sockets: Sequence[socket.socket]) -> None:
+    async def start(self, doors: Sequence[Door]) -> None:
         """Listens on one share of what `bind` gave, or on another one too."""
         self.tls_context()
         self._room = _room()
-        for sock in sockets:
-            server = await self.loop.create_server(lambda: Session(self), sock=sock, backlog=BACKLOG)
+        for door in doors:
+            server = await self.loop.create_server(partial(Session, self, door.kind), sock=door.socket, backlog=BACKLOG)
             self._servers.append(server)
 
     async def stop(self) -> None:
@@ -132,7 +150,7 @@ class Listener:
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    def opened(self, session: Session) -> Reply | None:
+    def opened(self, session: Arrival) -> Reply | None:
         """A new conversation; the reply that turns it away, or None."""
         if self._stopping:
             return replies.SHUTDOWN
@@ -158,7 +176,7 @@ class Listener:
         longest.give_up(replies.TOO_MANY_CONNECTIONS)
         return True
 
-    def closed(self, session: Session) -> None:
+    def closed(self, session: Arrival) -> None:
         if session not in self._sessions:
             return
         self._sessions.remove(session)
@@ -167,21 +185,6 @@ class Listener:
         if not of_peer:
             del self._peers[session.peer_ip]
 
-    # --- TLS --------------------------------------------------------------------------------------------------------
-
     def tls_context(self) -> ssl.SSLContext | None:
         """The certificate as it stands on disk now; the last good one while a new one cannot be read."""
-        smtp = self.config.smtp
-        if not smtp.certificate:
-            return None
-        try:
-            seen = (os.stat(smtp.certificate).st_mtime_ns, os.stat(smtp.key).st_mtime_ns)
-            if seen != self._tls_seen:
-                context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-                context.load_cert_chain(smtp.certificate, smtp.key)
-                self._tls, self._tls_seen = context, seen
-        except (OSError, ssl.SSLError) as error:
-            if self._tls is None:
-                raise
-            log.trouble("certificate", error)
-        return self._tls
+        return self._certificate.context(self.config.smtp)

@@ -1,37 +1,50 @@
-"""What each verb of SMTP deserves (RFC 5321), with PIPELINING, CHUNKING, SIZE, 8BITMIME, ENHANCEDSTATUSCODES, STARTTLS.
+"""What each verb of SMTP deserves (RFC 5321), with PIPELINING, CHUNKING, SIZE, 8BITMIME, ENHANCEDSTATUSCODES, STARTTLS,
+and for users AUTH (RFC 6409): there, who gave no password gets no further than that, whatever network he is in.
 
 Knows alone: the order of verbs and the limits of a mail. How lines come and answers go is relay.smtp.conversation; what
-an address or a mail deserves is asked of relay.accept. Limits: one mail at a time, as the protocol has it.
+an address or a mail deserves is asked of relay.accept. Limits: one mail at a time, as the protocol has it. A user may
+send in anybody's name: a firm's scanners and programs write for many, and the user is in the history.
 """
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from ssl import SSLContext
+from typing import TYPE_CHECKING
 
+from relay import log
 from relay.accept import Transaction
 from relay.draft import Envelope, Recipient
-from relay.smtp.conversation import Answer, Conversation
+from relay.passwords import Busy
+from relay.smtp.arrival import Arrival
+from relay.smtp.authentication import Credentials, Exchange
+from relay.smtp.conversation import Answer
+from relay.smtp.door import Kind
 from relay.smtp.reception import Chunk, Data, Limits, Reception
-from rules import path, replies
+from rules import access, path, replies
 from rules.replies import Reply
 
 if TYPE_CHECKING:
     from relay.smtp.listener import Listener
 
 MAX_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8
+MAX_FAILURES = 3  # of AUTH
+FAILURE_DELAY = 1.0  # seconds, and as many more with every failure
 
 
-class Session(Conversation):
+class Session(Arrival):
     """One client, from its greeting to its QUIT."""
 
-    def __init__(self, listener: "Listener") -> None:
-        super().__init__(listener.config.relay.hostname, listener.tls_context(), listener.loop)
-        self._listener = listener
+    def __init__(self, listener: "Listener", kind: Kind = Kind.SMTP) -> None:
+        super().__init__(listener, kind)
         self._intake = listener.intake
         self._helo = ""
         self._protocol = "SMTP"
         self._sender: str | None = None
         self._recipients: list[Recipient] = []
         self._transaction: Transaction | None = None
+        self._user = ""
+        self._exchange: Exchange | None = None  # of AUTH, under way
+        self._failures = 0
         self._verbs: dict[bytes, Callable[[bytes], Answer]] = {
             b"EHLO": self._ehlo,
             b"HELO": self._helo_,
@@ -46,38 +59,39 @@ class Session(Conversation):
             b"EXPN": self._vrfy,
             b"HELP": self._help,
             b"STARTTLS": self._starttls,
+            b"AUTH": self._auth,
         }
 
-    def greeting(self) -> Reply:
-        refused = self._listener.opened(self)
-        self._peer = self._intake.peer(self.peer_ip)
-        return refused or Reply(220, "", (f"{self.hostname} ESMTP",))
+    def welcome(self) -> Reply:
+        stranger = self._kind.is_for_users or self.is_nobody
+        self._peer = access.Peer(self.peer_ip, trusted=False) if stranger else self._intake.peer(self.peer_ip)
+        return Reply(220, "", (f"{self.hostname} ESMTP",))
 
     def answer(self, line: bytes) -> Answer:
+        if self._exchange is not None:
+            return self._heard(self._exchange, self._exchange.hear(line))
         word, _, argument = line.partition(b" ")
         verb = self._verbs.get(word.upper())
         if verb is None:
             return _UNKNOWN if line else _SYNTAX
         return verb(argument)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._listener.closed(self)
-        super().connection_lost(error)
-
-    def stop(self) -> None:
-        """The relay stops: mail data in progress is finished, then 421."""
-        if not self._busy and self._transaction is None:
-            self.say(replies.SHUTDOWN)
+    @property
+    def is_idle(self) -> bool:
+        return not self._busy and self._transaction is None
 
     # --- verbs ------------------------------------------------------------------------------------------------------
 
     def _ehlo(self, argument: bytes) -> Reply | None:
-        refused = self._greet(argument, "ESMTPS" if self._tls_protocol else "ESMTP")
+        protocol = "ESMTPSA" if self._user else "ESMTPS" if self._tls_protocol else "ESMTP"  # RFC 3848
+        refused = self._greet(argument, protocol)
         if refused is not None:
             return refused
         offers = [self.hostname, "PIPELINING", f"SIZE {int(self._listener.config.smtp.max_message_size)}", "8BITMIME"]
         if self.tls_context and not self._tls_protocol:
             offers.append("STARTTLS")
+        if self._kind.is_for_users and self._tls_protocol:
+            offers.append("AUTH PLAIN LOGIN")
         return Reply(250, "", (*offers, "ENHANCEDSTATUSCODES", "CHUNKING"))
 
     def _helo_(self, argument: bytes) -> Reply | None:
@@ -96,6 +110,8 @@ class Session(Conversation):
             return _SEQUENCE
         if self._sender is not None or self._transaction is not None:
             return _SEQUENCE
+        if self._kind.is_for_users and (refused := self._user_needed()) is not None:
+            return refused
         if argument[:5].upper() != b"FROM:":
             return replies.UNREADABLE
         found = path.parse(argument[5:])
@@ -109,6 +125,16 @@ class Session(Conversation):
         self._sender = found.address
         return _SENDER_OK
 
+    def _user_needed(self) -> Reply | None:
+        """RFC 6409 §4.3; asked with every mail, for the user may be gone."""
+        if not self._tls_protocol:
+            return replies.TLS_FIRST
+        peer = self._intake.user_peer(self.peer_ip, self._user) if self._user else None
+        if peer is None:
+            return replies.AUTH_FIRST
+        self._peer = peer
+        return None
+
     def _mail_parameters(self, found: path.Path) -> Reply | None:
         for keyword, value in found.parameters.items():
             if keyword == "SIZE" and value.isdigit() and len(value) <= 20:
@@ -116,7 +142,7 @@ class Session(Conversation):
                     return replies.MESSAGE_TOO_BIG
             elif keyword in ("SIZE", "BODY") and not (keyword == "BODY" and value.upper() in ("7BIT", "8BITMIME")):
                 return Reply(501, "5.5.4", (f"Parametre {keyword} incorrect (bad parameter)",))
-            elif keyword != "BODY":
+            elif keyword != "BODY" and not (keyword == "AUTH" and self._user):  # RFC 4954 §5: believed of nobody
                 return _NOT_OFFERED
         return None
 
@@ -151,11 +177,6 @@ class Session(Conversation):
             return judged
         self._recipients.append(judged)
         return replies.RECIPIENT_OK
-
-    @property
-    def peer_ip(self) -> str:
-        peer: Any = self.session.peer if self.session is not None else None
-        return str(peer[0]) if isinstance(peer, tuple) else "127.0.0.1"  # a Unix socket has no address
 
     def _begin(self) -> Transaction:
         envelope = Envelope(
@@ -238,19 +259,52 @@ class Session(Conversation):
     def _starttls(self, argument: bytes) -> Answer:
         if argument.strip():
             return Reply(501, "5.5.4", ("STARTTLS sans argument (no argument allowed)",))
-        if self.tls_context is None or self._tls_protocol is not None:
+        context = self._listener.tls_context()
+        if context is None or self._tls_protocol is not None:
             return _NOT_OFFERED_VERB
-        return self._secure()
+        return self._secure(context)
 
-    async def _secure(self) -> Reply | None:
+    async def _secure(self, context: SSLContext) -> Reply | None:
         if self._ended:
             return _NO_HANDSHAKE  # a handshake would be waited for in vain
         self.drop_mail()
         self._helo = ""
         # RFC 3207 §4.2: what came before the handshake is not to be believed. From here to the handshake nothing is read.
         self._input.clear()
-        await super().smtp_STARTTLS("")
+        await self.push("220 2.0.0 TLS")
+        await self.shake_hands(context)
         return None
+
+    # --- AUTH ---------------------------------------------------------------------------------------------------------
+
+    def _auth(self, argument: bytes) -> Answer:
+        if not self._kind.is_for_users:
+            return _NOT_OFFERED_VERB
+        if not self._tls_protocol:
+            return replies.AUTH_NEEDS_TLS
+        if not self._protocol.startswith("ESMTP") or self._user or self._sender is not None:
+            return _SEQUENCE  # RFC 4954 §4: after EHLO, once, and not within a mail
+        exchange = Exchange()
+        return self._heard(exchange, exchange.begin(argument))
+
+    def _heard(self, exchange: Exchange, said: Reply | Credentials) -> Answer:
+        self._exchange = exchange if exchange.goes_on(said) else None
+        return self._judge(said) if isinstance(said, Credentials) else said
+
+    async def _judge(self, given: Credentials) -> Reply:
+        user = self._intake.directory.user(given.name)
+        try:
+            right = await self._listener.comparisons.matches(given.password, user.hash if user else "")
+        except Busy:
+            return replies.AUTH_BUSY
+        if user is not None and right:
+            self._user, self._protocol = user.name, "ESMTPSA"
+            log.authenticated(user.name, peer=self.peer_ip)
+            return replies.AUTH_OK
+        self._failures += 1
+        log.not_authenticated(user.name if user else "", peer=self.peer_ip)
+        await asyncio.sleep(self._failures * FAILURE_DELAY)
+        return replies.AUTH_FAILED if self._failures < MAX_FAILURES else replies.AUTH_OVER
 
 
 _OK = Reply(250, "2.0.0", ("OK",))

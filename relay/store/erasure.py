@@ -217,9 +217,8 @@ def _keys(db: Database, found: Scope) -> list[str]:
 
 
 def _erase_messages(db: Database, messages: Sequence[str], at: str) -> None:
-    _each(
-        db, "UPDATE message SET sender = 'erased', peer = '', helo = '', authentication = NULL WHERE id = ?", messages
-    )
+    gone = "sender = 'erased', peer = '', helo = '', user = '', authentication = NULL"
+    _each(db, f"UPDATE message SET {gone} WHERE id = ?", messages)
     stamped = "UPDATE message SET purged_at = ? WHERE id = ? AND purged_at IS NULL"
     db.conn.executemany(stamped, [(at, id_) for id_ in messages])
     numbered = """UPDATE recipient SET typed = 'erased', address = 'erased-' || (SELECT count(*) FROM recipient r

@@ -46,6 +46,7 @@ class NewMessage:
     foreign: bool  # handled by another host before a trusted peer gave it to us
     authentication: Authentication | None = None  # None: nobody asked
     automatic: str = ""  # rules.notification.automatic
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,9 @@ def _again(db: Database, deliveries: Sequence[NewDelivery], hashes: dict[str, st
 def _told(accepted: Accepted, deliveries: Sequence[NewDelivery]) -> list[Event]:
     message = accepted.message
     held = [Event("held", delivery=d.id, detail=reason_facts(d.reason)) for d in deliveries if d.state is State.HELD]
-    detail = {"sender": message.sender, "recipients": [r.typed for r in accepted.recipients]}
+    detail: dict[str, object] = {"sender": message.sender, "recipients": [r.typed for r in accepted.recipients]}
+    if message.user:
+        detail["user"] = message.user
     return [Event("accepted", message=message.id, detail=detail), *_asked(accepted), *held]
 
 
@@ -233,7 +236,7 @@ def reason_text(reason: Reason | None) -> str | None:
 
 
 _MESSAGE = f"""INSERT INTO message (id, received_at, message_id, content_hash, size, peer, helo, protocol, sender,
-trusted, tls, body, spool, origin, authentication, automatic) VALUES ({marks(range(16))})"""
+trusted, tls, body, spool, origin, authentication, automatic, user) VALUES ({marks(range(17))})"""
 _RECIPIENT = "INSERT INTO recipient (message, address, typed, route, rule) VALUES (?, ?, ?, ?, ?)"
 _DOCUMENT = f"""INSERT INTO document (id, message, sha256, name, type, size, spans, flags, skipped, origin,
 deposited_at) VALUES ({marks(range(11))})"""
@@ -245,7 +248,7 @@ _LINK = "INSERT INTO delivery_document (delivery, document, sha256, target) VALU
 def _insert(db: Database, accepted: Accepted, spool: str) -> None:
     m, conn = accepted.message, db.conn
     row = (m.id, m.received_at, m.message_id, m.content_hash, m.size, m.peer, m.helo, m.protocol, m.sender, m.trusted)
-    told = kept_results(m.authentication), m.automatic
+    told = kept_results(m.authentication), m.automatic, m.user
     conn.execute(_MESSAGE, (*row, m.tls, m.body, spool, m.origin, *told))
     conn.executemany(_RECIPIENT, [(m.id, r.address, r.typed, r.route, r.rule) for r in accepted.recipients])
     conn.executemany(_DOCUMENT, [_document_row(d, m) for d in accepted.documents])

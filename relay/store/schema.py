@@ -35,12 +35,13 @@ CREATE TABLE message (
     size INTEGER NOT NULL,             -- bytes
     peer TEXT NOT NULL,
     helo TEXT NOT NULL,
-    protocol TEXT NOT NULL,            -- SMTP, ESMTP, ESMTPS (RFC 3848)
+    protocol TEXT NOT NULL,            -- SMTP, ESMTP, ESMTPS, ESMTPSA (RFC 3848)
     sender TEXT NOT NULL,              -- envelope, '' is the null sender
     trusted INTEGER NOT NULL,
     tls TEXT NOT NULL,
     body TEXT NOT NULL CHECK (body IN ('7bit', '8bit')),
     spool TEXT NOT NULL,
+    user TEXT NOT NULL DEFAULT '',     -- who gave a password for it
     origin TEXT NOT NULL DEFAULT '',   -- the application's domain it came from, if it did
     authentication TEXT,               -- what SPF, DKIM and DMARC say of it; NULL where nobody asked
     automatic TEXT NOT NULL DEFAULT '',-- why its sender is no person for us alone: auto-submitted, list, bulk, report
@@ -198,6 +199,13 @@ CREATE TABLE client (
     identity TEXT NOT NULL DEFAULT '', -- device:inode of the folder, by which a renamed one is known again
     state TEXT NOT NULL CHECK (state IN ('listed', 'added', 'ambiguous', 'gone')),
     silent_since TEXT NOT NULL DEFAULT ''      -- the day of its last document, where its silence has been told of
+) WITHOUT ROWID;
+CREATE TABLE user (
+    name TEXT PRIMARY KEY,
+    hash TEXT NOT NULL,                -- of the password, with its salt and its cost; '' once removed
+    rules TEXT NOT NULL,               -- ["meg", …] that it may use, [] for all
+    created_at TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('active', 'removed'))
 ) WITHOUT ROWID;
 CREATE TABLE refusal (
     id TEXT PRIMARY KEY,

@@ -132,7 +132,7 @@ async def _open(config: configuration.Config, stack: contextlib.AsyncExitStack, 
     await listener.start(share)
     stack.push_async_callback(intake.settled)
     stack.push_async_callback(listener.stop)
-    door = Door(runner, share[0].getsockname()[1], db)
+    door = Door(runner, share[0].socket.getsockname()[1], db)
     for name in ("welyb-relay", "asyncio"):
         handler, logger = _Lines(door.troubles), logging.getLogger(name)
         logger.addHandler(handler)

@@ -4,109 +4,35 @@ The listener runs in this process, in a thread, so that its constants can be cha
 Long because every way a conversation can end is here.
 """
 
-import asyncio
 import contextlib
 import os
-import queue
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trustme
 from pysqlite3 import dbapi2
 
-from relay import config as configuration
-from relay.accept import Intake
-from relay.daemon import list_clients_of, means
-from relay.directory import Directory
 from relay.smtp import conversation
 from relay.smtp import listener as listening
-from relay.smtp.listener import Listener, addresses, bind
 from relay.spool import SMALL
 from relay.store import database
 from relay.store.database import open_for_reading, rows
 from tests.support.clients import Dialogue, Reply, mail, stuffed
 from tests.support.documents import pdf
+from tests.support.door import Door, Open, doors, issue
 
 SENDER, CLIENT, MEG = "compta@cabinet.example", "ventes+dupont@welyb.fr", "meg+dupont@welyb.fr"
 INVOICE = ("facture.pdf", "application/pdf", pdf())
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """The listener at work; `folder` holds its data."""
-
-    folder: Path
-    port: int
-    intake: Intake
-    stop: Callable[[], None]
-
-    def messages(self) -> list[str]:
-        """The Message-IDs of the mails accepted."""
-        db = open_for_reading(self.folder / "var/relay.db")
-        with contextlib.closing(db):
-            return [str(row[0]) for row in rows(db, "SELECT message_id FROM message ORDER BY id", ())]
-
-    def spooled_files(self) -> list[Path]:
-        return [path for path in (self.folder / "var/spool/files").rglob("*") if path.is_file()]
-
-
-Open = Callable[..., Door]
-
-
 @pytest.fixture
 def open_door(tmp_path: Path) -> Iterator[Open]:
-    """Opens a door with the lines given below [smtp]."""
-    (tmp_path / "ged/Dupont").mkdir(parents=True)
-    threads: list[tuple[threading.Thread, Door]] = []
-
-    def open_(*smtp: str, listen: str = "127.0.0.1:0") -> Door:
-        lines = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', "[authentication]", 'verify = "none"']
-        lines += ["[smtp]", f'listen = ["{listen}"]', *smtp]
-        (tmp_path / "relay.toml").write_text("\n".join(lines))
-        told: queue.Queue[Door] = queue.Queue()
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(tmp_path, told.put)))
-        thread.start()
-        threads.append((thread, told.get(timeout=10)))
-        return threads[-1][1]
-
-    yield open_
-    for thread, door in threads:
-        door.stop()
-        thread.join(15)
-        assert not thread.is_alive()
-
-
-async def _serve(folder: Path, tell: Callable[[Door], None]) -> None:
-    config = configuration.load(folder / "relay.toml")
-    ruleset = configuration.load_rules(config)
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    async with means(config, ruleset) as tools:
-        list_clients_of(config)
-        with contextlib.closing(open_for_reading(config.database)) as db:
-            directory = Directory(db, tools.writer, config.ged.root)
-            intake = Intake(
-                config,
-                ruleset,
-                spool=tools.spool,
-                writer=tools.writer,
-                directory=directory,
-                token_key=tools.token_key,
-            )
-            listener = Listener(intake)
-            (share,) = bind(config)
-            await listener.start(share)
-            (bound,) = addresses(share)
-            port = int(bound.rpartition(":")[2])
-            tell(Door(folder, port, intake, lambda: loop.call_soon_threadsafe(stop.set)))
-            await stop.wait()
-            await listener.stop()
-            await intake.settled()
+    with doors(tmp_path) as open_:
+        yield open_
 
 
 @pytest.fixture
@@ -377,15 +303,6 @@ def authority() -> trustme.CA:
 def secure(open_door: Open, authority: trustme.CA, tmp_path: Path) -> Door:
     issue(authority, tmp_path)
     return open_door('certificate = "chain.pem"', 'key = "key.pem"')
-
-
-def issue(authority: trustme.CA, folder: Path) -> bytes:
-    """A new certificate in place; its serial number."""
-    issued = authority.issue_cert("127.0.0.1")
-    issued.cert_chain_pems[0].write_to_path(str(folder / "chain.pem"))
-    issued.private_key_pem.write_to_path(str(folder / "key.pem"))
-    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
-    return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
 
 
 def test_starttls_is_offered_taken_once_and_recorded(secure: Door) -> None:

@@ -5,8 +5,10 @@ server answered. Limits: one message per connection; `Sent` is the reply that de
 last word.
 """
 
+import base64
 import contextlib
 import re
+import shlex
 import smtplib
 import socket
 import ssl
@@ -67,32 +69,80 @@ class Client(Protocol):
     ) -> Sent: ...
 
 
-def swaks(port: int, sender: str, recipients: Sequence[str], message: bytes, *, authority: Path | None = None) -> Sent:
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a user's program is set to: verified TLS, first of all or by STARTTLS, then AUTH with one mechanism."""
+
+    name: str
+    password: str
+    authority: Path
+    mechanism: str = "PLAIN"
+    tls_first: bool = False
+
+
+def swaks(
+    port: int,
+    sender: str,
+    recipients: Sequence[str],
+    message: bytes,
+    *,
+    authority: Path | None = None,
+    account: Account | None = None,
+) -> Sent:
+    authority = account.authority if account else authority
     command = [debian.program("swaks"), "--server", HOST, "--port", str(port), "--helo", HELLO]
     command += ["--from", sender or "<>", "--to", ",".join(recipients), "--data", "-", "--no-data-fixup"]
     command += ["--hide-informational", "--timeout", str(TIMEOUT)]
     if authority is not None:
-        command += ["--tls", "--tls-verify", "--tls-ca-path", str(authority)]
+        first = account is not None and account.tls_first
+        command += ["--tls-on-connect" if first else "--tls", "--tls-verify", "--tls-ca-path", str(authority)]
+    if account is not None:
+        command += ["--auth", account.mechanism, "--auth-user", account.name, "--auth-password", account.password]
     told = _transcript(command, stuffed(message).removesuffix(b"\r\n"))  # it ends the last line itself
     return _decided(_replies(told, r"<(?:-|~|\*\*|~\*) +(\d{3})([ -])(.*)"))
 
 
-def curl(port: int, sender: str, recipients: Sequence[str], message: bytes, *, authority: Path | None = None) -> Sent:
+def curl(
+    port: int,
+    sender: str,
+    recipients: Sequence[str],
+    message: bytes,
+    *,
+    authority: Path | None = None,
+    account: Account | None = None,
+) -> Sent:
+    authority = account.authority if account else authority
+    scheme = "smtps" if account and account.tls_first else "smtp"
     command = [debian.program("curl"), "--verbose", "--no-progress-meter", "--max-time", str(TIMEOUT)]
-    command += [f"smtp://{HOST}:{port}/{HELLO}", "--mail-from", sender, "--upload-file", "-"]
+    command += [f"{scheme}://{HOST}:{port}/{HELLO}", "--mail-from", sender, "--upload-file", "-"]
     for recipient in recipients:
         command += ["--mail-rcpt", recipient]
     if authority is not None:
         command += ["--ssl-reqd", "--cacert", str(authority)]
+    if account is not None:
+        command += ["--user", f"{account.name}:{account.password}", "--login-options", f"AUTH={account.mechanism}"]
     return _decided(_replies(_transcript(command, message), r"< (\d{3})([ -])(.*)"))
 
 
-def msmtp(port: int, sender: str, recipients: Sequence[str], message: bytes, *, authority: Path | None = None) -> Sent:
-    tls = ["--tls=off"]
+def msmtp(
+    port: int,
+    sender: str,
+    recipients: Sequence[str],
+    message: bytes,
+    *,
+    authority: Path | None = None,
+    account: Account | None = None,
+) -> Sent:
+    authority = account.authority if account else authority
+    tls, auth = ["--tls=off"], ["--auth=off"]
     if authority is not None:
-        tls = ["--tls=on", "--tls-starttls=on", f"--tls-trust-file={authority}"]
+        starttls = "off" if account and account.tls_first else "on"
+        tls = ["--tls=on", f"--tls-starttls={starttls}", f"--tls-trust-file={authority}"]
+    if account is not None:
+        said = f"--passwordeval=printf %s {shlex.quote(account.password)}"
+        auth = [f"--auth={account.mechanism.lower()}", f"--user={account.name}", said]
     command = [debian.program("msmtp"), "--file=/dev/null", f"--host={HOST}", f"--port={port}", f"--domain={HELLO}"]
-    command += ["--auth=off", f"--from={sender or '<>'}", f"--timeout={TIMEOUT}", "--logfile=-", *tls]
+    command += [*auth, f"--from={sender or '<>'}", f"--timeout={TIMEOUT}", "--logfile=-", *tls]
     # The message is to leave as it is.
     command += [
         "--set-from-header=off",
@@ -131,6 +181,7 @@ def python(port: int, sender: str, recipients: Sequence[str], message: bytes, *,
     return _decided(replies)
 
 
+SUBMITTERS = {"swaks": swaks, "msmtp": msmtp, "curl": curl}  # those that take an Account
 CLIENTS: dict[str, Client] = {"swaks": swaks, "msmtp": msmtp, "curl": curl, "python": python}
 
 
@@ -185,10 +236,23 @@ class Reply:
 class Dialogue:
     """An SMTP session word by word: nothing is added, checked or put right but the CRLF of a line given as text."""
 
-    def __init__(self, port: int, *, host: str = HOST, source: str = "", timeout: float = 20) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        host: str = HOST,
+        source: str = "",
+        timeout: float = 20,
+        first: bytes = b"",
+        authority: Path | None = None,
+    ) -> None:
+        """`first` goes before all else (a PROXY header, say); with `authority` TLS comes next, before the greeting."""
         self.host = host
         # `source`: any address of 127.0.0.0/8 will do; "" leaves it to the system.
         self.socket: socket.socket = socket.create_connection((host, port), timeout, (source, 0))
+        self.send(first)
+        if authority is not None:
+            self._secure(authority)
         self._input = self.socket.makefile("rb")
         self.greeting = self.reply()
 
@@ -255,10 +319,22 @@ class Dialogue:
         """STARTTLS, then the handshake where the server is willing."""
         reply = self.say("STARTTLS")
         if reply.code == 220:
-            context = ssl.create_default_context(cafile=str(authority))
-            self.socket = context.wrap_socket(self.socket, server_hostname=self.host)
+            self._secure(authority)
             self._input = self.socket.makefile("rb")
         return reply
+
+    def _secure(self, authority: Path) -> None:
+        context = ssl.create_default_context(cafile=str(authority))
+        self.socket = context.wrap_socket(self.socket, server_hostname=self.host)
+
+    def plain(self, name: str, password: str, *, identity: str = "") -> Reply:
+        """AUTH PLAIN with its initial response (RFC 4616)."""
+        return self.say("AUTH PLAIN " + encoded("\0".join((identity, name, password))))
+
+
+def encoded(text: str) -> str:
+    """As AUTH wants it (RFC 4954 §4)."""
+    return base64.b64encode(text.encode()).decode("ascii")
 
 
 def _line(line: str | bytes) -> bytes:
