@@ -4,7 +4,8 @@ Knows alone: the order of what precedes a greeting (PROXY header, handshake), an
 does it wrong is cut off. A session counts as its socket's peer until a header names another.
 """
 
-from asyncio import BaseTransport, Transport, sslproto
+from asyncio import BaseTransport, Future, Transport, sslproto
+from collections.abc import Awaitable
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,18 +101,22 @@ class Arrival(Conversation):
         elif refused is not None or (context := self._listener.tls_context()) is None:
             self._cut()
         else:
-            self._act(lambda: self._greet_secured(context, rest))
+            shaken = self.shake_hands(context, rest)
+            self._act(lambda: self._greet_secured(shaken))
 
     def _greeting(self) -> Reply:
         self._greeted = True
         return self.welcome()
 
-    async def _greet_secured(self, context: SSLContext, rest: bytes) -> Reply:
-        await self.shake_hands(context, rest)
+    async def _greet_secured(self, shaken: Awaitable[None]) -> Reply:
+        await shaken
         return self._greeting()
 
-    async def shake_hands(self, context: SSLContext, rest: bytes = b"") -> None:
-        """From here on inside TLS, `rest` being the first of it. aiosmtpd's own has no `rest`, and comes after a 220."""
+    def shake_hands(self, context: SSLContext, rest: bytes = b"") -> Awaitable[None]:
+        """From here on inside TLS, `rest` being the first of it, and to be waited for.
+
+        aiosmtpd's own has no `rest`, and what comes before its task begins is lost.
+        """
         waiter = self.loop.create_future()
         tls = sslproto.SSLProtocol(self.loop, self, context, waiter, server_side=True)
         below = cast(Transport, self.transport)
@@ -126,6 +131,9 @@ class Arrival(Conversation):
             buffer[:size] = rest[:size]
             rest = rest[size:]
             tls.buffer_updated(size)
+        return self._shaken(waiter)
+
+    async def _shaken(self, waiter: Future[None]) -> None:
         try:
             await waiter
         except Exception as error:

@@ -5,7 +5,6 @@ follows the addresses (TLVs) is skipped; 4 KiB at most.
 """
 
 import re
-import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -72,8 +71,7 @@ def _version_1(data: bytes) -> tuple[Source, int] | More:
     return Client(str(source)), end + 2
 
 
-# Address family and transport → its socket family and the octets of an address (§2.2).
-_FAMILIES = {0x11: (socket.AF_INET, 4), 0x21: (socket.AF_INET6, 16)}
+_FAMILIES = {0x11: 4, 0x21: 16}  # address family and TCP (§2.2) → the octets of an address
 _WITHOUT_ADDRESS = {0x00: 0, 0x31: 216}  # unspecified; a Unix socket
 
 
@@ -91,7 +89,7 @@ def _version_2(data: bytes) -> tuple[Source, int] | More:
         return Nobody(), size
     if family not in _FAMILIES:
         return Malformed(), 0
-    kind, length = _FAMILIES[family]
+    length = _FAMILIES[family]
     if size - _HEAD < 2 * length + 4:
         return Malformed(), 0
-    return Client(socket.inet_ntop(kind, data[_HEAD : _HEAD + length])), size
+    return Client(str(ip_address(data[_HEAD : _HEAD + length]))), size
