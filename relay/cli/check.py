@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from relay import clock
 from relay.cli.language import t
 from relay.cli.options import changing, json_option, reason_option, rules, settings
 from relay.cli.output import WIDEST_LAST, emit, printable
@@ -17,6 +18,7 @@ from relay.config import Config
 from rules.ruleset import RuleSet
 
 LEAST_FREE = 0.05
+EXPIRES_SOON = 14  # days
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     yield from _ged(config)
     yield from _certificate(config)
     yield from _antivirus(config)
+    yield from _proxy(config)
     yield from _dkim(config)
     yield from _store(config, ruleset)
     yield from _destinations(config, ruleset)
@@ -190,15 +193,35 @@ def _certificate(config: Config) -> Iterator[Finding]:
     if not config.smtp.certificate:
         yield Finding("certificate", True, t("aucun : STARTTLS n'est pas proposé", "none: STARTTLS is not offered"))
         return
-    import ssl
+    from cryptography import x509
+
+    from relay.smtp import certificate
 
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(config.smtp.certificate, config.smtp.key)
-        yield Finding("certificate", True, config.smtp.certificate)
-    except (OSError, ssl.SSLError) as error:
+        certificate.load(config.smtp)
+        ends = x509.load_pem_x509_certificates(Path(config.smtp.certificate).read_bytes())[0].not_valid_after_utc
+    except (OSError, ValueError) as error:
         remedy = t("corrigez [smtp] certificate et key", "mend [smtp] certificate and key")
         yield Finding("certificate", False, str(error), remedy)
+        return
+    left = (ends - clock.now()).days
+    until = t(f"jusqu'au {ends:%Y-%m-%d}", f"until {ends:%Y-%m-%d}")
+    remedy = t("renouvelez-le, puis installez-le ici", "renew it, then install it here") if left < EXPIRES_SOON else ""
+    yield Finding("certificate", left >= 0, f"{config.smtp.certificate}, {until}", remedy)
+
+
+def _proxy(config: Config) -> Iterator[Finding]:
+    from rules import access
+
+    proxies, trusted = access.networks(config.smtp.proxy), access.networks(config.smtp.trusted_networks)
+    for network in proxies:
+        if any(network.version == other.version and network.overlaps(other) for other in trusted):
+            told = t(f"{network} est aussi dans trusted_networks", f"{network} is in trusted_networks too")
+            remedy = t(
+                "retirez-le : la confiance va au client que le proxy nomme",
+                "take it out: trust is in the client that the proxy names",
+            )
+            yield Finding("proxy", True, told, remedy)
 
 
 def _antivirus(config: Config) -> Iterator[Finding]:
@@ -282,10 +305,25 @@ def _store(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     try:
         count = sum(row["deliveries"] for row in summary(db))
         yield Finding("store", True, f"{config.database}: {count} {t('envois', 'deliveries')}")
+        yield from _users(config, db, ruleset)
         yield from _connections(db, ruleset)
         yield from _warnings(db)
     finally:
         db.close()
+
+
+def _users(config: Config, db: Any, ruleset: RuleSet) -> Iterator[Finding]:
+    from relay.store import users
+
+    known = users.active(db)
+    for user in known.values():
+        for rule in user.rules:
+            if ruleset.named(rule) is None:
+                remedy = t("remettez la règle, ou retirez l'utilisateur", "put the rule back, or remove the user")
+                yield Finding(f"user {user.name}", False, t(f"règle inconnue : {rule}", f"no rule {rule}"), remedy)
+    if config.smtp.submission:
+        count = t(f"{len(known)} utilisateurs", f"{len(known)} users")
+        yield Finding("submission", bool(known), count, "" if known else "welyb-relay users add NAME")
 
 
 def _connections(db: Any, ruleset: RuleSet) -> Iterator[Finding]:

@@ -39,6 +39,7 @@ KEYS = {
     "connections list": "id application client folder welyb_address collector_address activated_at state",
     "connections show 1": "id application client folder welyb_address collector_address activated_at state",
     "clients list": "slug folder aliases fiscal_year_end state",
+    "users list": "name rules created_at state",
     "trace facture.pdf": "at actor event message document delivery detail",
     "explain meg+x@welyb.fr": "address decision rule target reason",
     "examine MAIL": "file part name type size verdict reason",
@@ -51,6 +52,7 @@ KEYS = {
 }
 LISTINGS = (
     *("queue list", "documents list", "runs list", "connections list", "clients list", "forwarding list"),
+    "users list",
     *("trace x", "queue summary", "throttles list"),
 )
 
@@ -74,6 +76,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     assert desk.send(to, mail(SENDER, to, ("vente.pdf", "application/pdf", made.pdf("vente")))).accepted
     assert desk.here("runs", "now").exit_code == 0
     assert desk.here("keys", "create", "s1").exit_code == 0
+    for name in ("scanner", "compta"):
+        assert desk.here("users", "add", name, "--rule", "meg", text="un mot de passe assez long").exit_code == 0
     with NameServer() as server:  # that knows nothing, whatever this machine asks otherwise
         server.fail(".", "servfail")
         relay.configure({"delivery": {"dns": [server.address]}})
@@ -140,7 +144,7 @@ def test_every_listing_has_a_table_and_takes_every_filter(desk: Desk, words: str
         done = desk.here(*words.split(), *filter_.split(), "--json")
         assert (done.exit_code, done.stdout) == (0, ""), filter_
     everything = desk.json(*words.split())
-    key = {"documents list": "key", "clients list": "slug"}.get(words, "id")
+    key = {"documents list": "key", "clients list": "slug", "users list": "name"}.get(words, "id")
     pages: list[dict[str, Any]] = []
     while page := desk.json(*words.split(), "--limit", "1", "--after", str(pages[-1][key]) if pages else ""):
         pages += page
@@ -176,6 +180,7 @@ def test_without_a_store_a_listing_exits_3_and_creates_nothing(tmp_path: Path, w
         *("queue hold x", "queue resend x --yes", "runs now", "runs now --dry-run", "clients add dupont"),
         *("clients remove dupont", "connections remove 1", "connections readdress 1 --address meg+x@welyb.fr"),
         *("connections add --application meg --client a --address meg+x@welyb.fr", "throttles clear peer 192.0.2.1"),
+        *("users add x", "users passwd x", "users remove x"),
     ],
 )
 def test_without_a_store_a_change_exits_3_and_creates_nothing(tmp_path: Path, words: str) -> None:
@@ -188,7 +193,18 @@ def test_without_a_store_a_change_exits_3_and_creates_nothing(tmp_path: Path, wo
     "words",
     [
         *("", "nonsense", "queue nonsense", "queue list --limit 0", "queue list --nonsense", "runs show x"),
-        *("connections add", "clients add", "explain", "examine", "examine /nowhere", "queue list --state perdu"),
+        *(
+            "connections add",
+            "clients add",
+            "users add",
+            "users add é",
+            "users add a --rule b",
+            "users add court",
+            "explain",
+            "examine",
+            "examine /nowhere",
+            "queue list --state perdu",
+        ),
     ],
 )
 def test_usage_exits_2(desk: Desk, words: str) -> None:
@@ -199,7 +215,10 @@ def test_usage_exits_2(desk: Desk, words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["runs show 9999", "connections show 9999", "queue show x", "clients remove durand", "connections remove 99"],
+    [
+        *("runs show 9999", "connections show 9999", "queue show x", "clients remove durand", "connections remove 99"),
+        *("users add scanner", "users passwd personne", "users remove personne"),
+    ],
 )
 def test_nothing_matched_exits_1(desk: Desk, words: str) -> None:
     done = desk.here(*words.split())

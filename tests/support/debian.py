@@ -21,6 +21,7 @@ UNPACKED = {
     "unbound": "usr/sbin/unbound",
     "systemd": "usr/bin/systemd-analyze",
     "clamav-daemon": "usr/sbin/clamd",
+    "haproxy": "usr/sbin/haproxy",
 }
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 

@@ -50,9 +50,9 @@ class Desk:
         done = self.here("queue", *words)
         return done.exit_code, [line.split()[1] for line in done.stdout.splitlines()]
 
-    def here(self, *words: str) -> Result:
+    def here(self, *words: str, text: str | None = None) -> Result:
         """The command in this process, without a terminal: the same code, and a hundred calls cost a few seconds."""
-        done = CliRunner().invoke(cli, ["--config", str(self.relay.config), *words])
+        done = CliRunner().invoke(cli, ["--config", str(self.relay.config), *words], input=text)
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
         return done
