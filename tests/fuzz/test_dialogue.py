@@ -239,6 +239,9 @@ OTHERS = [
     b"BDAT x",
     b"BDAT -1",
     b"BDAT 5 5",
+    b"AUTH PLAIN AGEAYg==",
+    b"AUTH LOGIN",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25",
 ]
 OTHERS += [
     b"",

@@ -35,6 +35,18 @@ def test_a_stranger_may_not_use_a_collection_address() -> None:
     assert access.may_send(RELAY, STRANGER) == Refuse(NOT_ALLOWED)
 
 
+@pytest.mark.parametrize(
+    ("rules", "may"), [(frozenset(), True), (frozenset({"meg", "ventes"}), True), (frozenset({"meg-achats"}), False)]
+)
+def test_a_user_may_use_the_rules_he_was_given_and_all_where_none_was_named(rules: frozenset[str], may: bool) -> None:
+    user = Peer("192.0.2.1", trusted=True, user="scanner", rules=rules)
+    assert access.may_send(RELAY, user) == (Allow() if may else Refuse(NOT_ALLOWED))
+    for route in (FILE, Postmaster("postmaster@welyb.fr"), Bounce("retours+x@welyb.fr", "x")):
+        assert access.may_send(route, user) == Allow()  # as anyone
+    closed = replace(FILE, rule=replace(VENTES, senders="trusted"))
+    assert access.may_send(closed, user) == (Allow() if may else Refuse(NOT_ALLOWED))
+
+
 def test_the_rule_decides_not_its_kind() -> None:
     closed, opened = replace(VENTES, senders="trusted"), replace(MEG, senders="anyone")
     assert access.may_send(replace(FILE, rule=closed), STRANGER) == Refuse(NOT_ALLOWED)

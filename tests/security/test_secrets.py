@@ -4,6 +4,7 @@ Keys are looked for in every guise they may be printed in; names, subjects and a
 """
 
 import base64
+import contextlib
 import os
 import re
 import signal
@@ -12,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from relay.store.database import open_for_listing, rows
 from tests.security.processes import until
 from tests.support import documents as made
-from tests.support.clients import CLIENTS, Dialogue, Document, Sent, mail
+from tests.support.clients import CLIENTS, Dialogue, Document, Sent, encoded, mail
 from tests.support.desk import Desk
 from tests.support.firm import Firm
 from tests.support.program import free_port
@@ -34,8 +37,11 @@ BIG: Document = ("plan-narval.pdf", "application/pdf", made.pdf_of_size(300_000)
 ZIP: Document = ("relevé-okapi.zip", "application/zip", made.plain_zip())
 DEPOSIT = "dépôt-tamanoir.pdf"
 VICTIM = "dugong@ailleurs.example"
+USERS = ("potamochere", "fennec")
+PASSWORDS = ("un vieux daguet 1789", "trois jeunes hermines")
 WORDS = (
     *("phyrine", "xylo", "armelle", "quetzal", "wapiti", "ornithorynque", "narval", "okapi", "tamanoir", "pangolin"),
+    *("potamochere", "fennec", "daguet", "hermine"),
     *("axolotl", "dugong", "cachalot", "lamantin", "ouistiti"),
     *("@welyb.fr", "@cabinet", "@ailleurs", "@factures", "@achats", "retours+", "meg+", "ventes+"),
 )
@@ -49,8 +55,8 @@ class Story:
     told: list[str] = field(default_factory=list)
     said: dict[str, str] = field(default_factory=dict)
 
-    def order(self, *words: str) -> str:
-        done = Desk(self.firm.relay).here(*words)
+    def order(self, *words: str, text: str | None = None) -> str:
+        done = Desk(self.firm.relay).here(*words, text=text)
         assert done.exception is None or isinstance(done.exception, SystemExit), (words, done.exception)
         self.said[" ".join(words)] = done.output
         return str(done.stdout)
@@ -77,11 +83,18 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     # Runs by the clock, for it is the daemon's log that is searched.
-    settings = {"smtp": {"trusted_networks": ["127.0.0.1/32"]}, "run": {"every": "2 s"}}
-    firm = Firm.start(tmp_path_factory.mktemp("story"), settings, reject=["axolotl@factures-meg.fr"])
+    folder = tmp_path_factory.mktemp("story")
+    authority, pem = trustme.CA(), str(folder / "all.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    smtp = {"trusted_networks": ["127.0.0.1/32"], "certificate": pem, "key": pem}
+    smtp |= {"submission": [f"127.0.0.1:{free_port()} tls"]}
+    settings = {"smtp": smtp, "run": {"every": "2 s"}}
+    firm = Firm.start(folder, settings, reject=["axolotl@factures-meg.fr"])
     try:
         story = Story(firm)
         keys(story)
+        users(story, folder / "authority.pem")
         good_days(story)
         bad_days(story)
         everything_is_listed(story)
@@ -95,6 +108,28 @@ def keys(story: Story) -> None:
     story.order("keys", "create", "s2", "--kind", "ed25519")
     story.firm.relay.configure({"dkim": {"selector": "s1"}})
     reload(story, "reloaded")
+
+
+def users(story: Story, authority: Path) -> None:
+    """Handed in with a password, a wrong one, one typed where the name goes; then everybody has another, and one goes."""
+    for name in USERS:
+        story.order("users", "add", name, "--reason", "motif cachalot", text=f"{PASSWORDS[0]}\n")
+    story.told += PASSWORDS
+    (place,) = story.firm.relay.settings["smtp"]["submission"]
+    port = int(place.removesuffix(" tls").rpartition(":")[2])
+    with Dialogue(port, authority=authority) as dialogue:
+        dialogue.hello()
+        tries = ((USERS[0], PASSWORDS[1]), (PASSWORDS[0], USERS[0]), (USERS[0], PASSWORDS[0]))
+        replies = [dialogue.plain(name, password) for name, password in tries]
+        assert [reply.code for reply in replies] == [535, 535, 235]
+        story.said["auth"] = "".join(reply.text for reply in replies)
+        dialogue.envelope(SENDER, MEG)
+        dialogue.say(f"AUTH PLAIN {encoded(PASSWORDS[0])}")
+        assert dialogue.data(mail(SENDER, MEG, PDF)).code == 250
+        dialogue.say(encoded(PASSWORDS[0]))
+    story.order("users", "passwd", USERS[1], text=f"{PASSWORDS[1]}\n")
+    story.order("users", "passwd", USERS[1], text="court\n")
+    story.order("users", "remove", USERS[1])
 
 
 def reload(story: Story, word: str) -> None:
@@ -117,7 +152,7 @@ def good_days(story: Story) -> None:
     client.put("Achats/okapi.zip", made.plain_zip())
     for name in ("Lamantin", "LAMANTIN"):
         story.firm.relay.client(name)
-    until(lambda: sorted(m.envelope_recipient for m in story.firm.collector.messages()) == [SENDER, *3 * [PANGOLIN]])
+    until(lambda: sorted(m.envelope_recipient for m in story.firm.collector.messages()) == [SENDER, *4 * [PANGOLIN]])
     story.order("runs", "now")
     back = next(m for m in story.firm.collector.messages() if m.envelope_recipient == PANGOLIN)
     report = REPORT.format(back.envelope_sender, back.envelope_recipient).replace("\n", "\r\n").encode()
@@ -194,6 +229,7 @@ def everything_is_listed(story: Story) -> None:
             "runs list",
             "connections list",
             "clients list",
+            "users list",
             "runs next",
         ),
         *("keys list", "dns", "check", "connections show 1", "runs show 1", "runs now --dry-run", "explain " + MEG),
@@ -276,10 +312,22 @@ def test_the_search_finds_a_key_where_there_is_one(story: Story) -> None:
 def test_tokens_are_told_to_the_collector_alone(story: Story) -> None:
     """Whoever has one may say that a delivery failed, and « validé » is withdrawn."""
     tokens = story.tokens()
-    assert len(tokens) == 3
+    assert len(tokens) == 4
     said = outputs(story)
     assert [where for where, text in said.items() if re.search(r"retours\+[a-z2-7]{24}@", text)] == []
     assert [where for where, text in said.items() for token in tokens if token in text] == []
+
+
+def test_no_password_and_no_hash_is_ever_said(story: Story) -> None:
+    with contextlib.closing(open_for_listing(story.firm.relay.folder / "var/relay.db")) as db:
+        hashes = [row[0] for row in rows(db, "SELECT hash FROM user WHERE hash <> ''")]
+        details = "".join(str(row[0]) for row in rows(db, "SELECT detail FROM event"))
+    assert len(hashes) == 1 and hashes[0].startswith("scrypt$")
+    parts = [part for text in hashes for part in text.split("$")[4:]]
+    said = outputs(story) | {"history": details}
+    for secret in (*PASSWORDS, *parts, *(piece for text in PASSWORDS for piece in guises(text.encode()))):
+        assert [where for where, text in said.items() if secret in text] == []
+    assert not any(word.encode() in m.raw for m in story.firm.collector.messages() for word in (*PASSWORDS, *USERS))
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -292,6 +340,8 @@ def test_the_log_names_nobody(story: Story) -> None:
         "accepted",
         "refused",
         "filed",
+        "authenticated",
+        "not-authenticated",
         "sent",
         "failed",
         "filing-waits",

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.security.processes import as_user, open_folder, reachable_by, status, until, workers
 from tests.support import documents as made
@@ -31,7 +32,7 @@ kept = []
 for thing in things:
     kind, _, place = thing.partition("=")
     host, _, port = place.rpartition(":")
-    if kind == "tcp":
+    if kind in ("tcp", "submission", "submissions"):
         sock = socket.create_server((host, int(port)))
     elif kind == "dual":
         sock = socket.create_server(("::", int(port)), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -53,7 +54,7 @@ for number, fd in enumerate(kept):
     os.dup2(fd, 3 + number, inheritable=True)
 os.environ["LISTEN_FDS"] = str(len(things)) if "gone" not in whose else str(len(things) + 3)
 os.environ["LISTEN_PID"] = "1" if whose == "other" else str(os.getpid())
-os.environ["LISTEN_FDNAMES"] = ":".join("anything" for _ in things)
+os.environ["LISTEN_FDNAMES"] = ":".join(thing.split("=")[0] if thing.startswith("sub") else "anything" for thing in things)
 os.execvp(argv[0], argv)
 """
 
@@ -74,6 +75,31 @@ def relays(tmp_path: Path) -> Iterator[list[Relay]]:
 def handed(relays: list[Relay], folder: Path, *things: str, processes: int = 1, **more: object) -> Relay:
     relays.append(Relay(folder, {"smtp": {"processes": processes}}, under=launcher(*things, **more)))  # type: ignore[arg-type]
     return relays[-1].start()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_their_names_say_which_are_for_users(relays: list[Relay], tmp_path: Path, processes: int) -> None:
+    ca, (mx, users, tls_first) = trustme.CA(), (free_port() for _ in range(3))
+    (tmp_path / "relay").mkdir()
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "relay/all.pem"))
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    smtp = {"processes": processes, "certificate": "all.pem", "key": "all.pem"}
+    things = (f"tcp=127.0.0.1:{mx}", f"submission=127.0.0.1:{users}", f"submissions=127.0.0.1:{tls_first}")
+    relays.append(Relay(tmp_path, {"smtp": smtp}, under=launcher(*things)))
+    relays[-1].start()
+    with Dialogue(mx) as anyone, Dialogue(users) as user, Dialogue(tls_first, authority=tmp_path / "ca.pem") as other:
+        for dialogue, code in ((anyone, 250), (user, 530), (other, 530)):
+            dialogue.hello()
+            assert dialogue.say(f"MAIL FROM:<{SENDER}>").code == code
+
+
+def test_one_for_users_needs_a_certificate(tmp_path: Path) -> None:
+    relay = Relay(tmp_path)
+    serve = [*command(), "--config", str(relay.config), "serve"]
+    words = launcher(f"submission=127.0.0.1:{free_port()}", then=serve)
+    done = subprocess.run(words, cwd=relay.folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "needs a certificate. Remedy: [smtp] certificate and key" in done.stderr
 
 
 def bound(relay: Relay) -> list[str]:
