@@ -378,6 +378,7 @@ def test_what_went_to_its_collector_before_it_was_connected_is_erased_too(site: 
 def test_reports_to_a_sender_are_erased_with_it(site: Inside) -> None:
     message = take(site, sender=WHO)
     site.change("UPDATE delivery SET state = 'failed'")
+    site.change("UPDATE message SET user = ?", WHO)
     at = clock.stamp(clock.now())
     site.change(
         """INSERT INTO delivery (id, kind, route, recipient, target, domain, state, created_at, due_at, expires_at)

@@ -22,6 +22,7 @@ from relay.config import (
     load_rules,
     parse,
     parse_duration,
+    submission_endpoint,
 )
 from rules.ruleset import RuleError
 
@@ -63,6 +64,8 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
         bare_newlines = "normalise"
         certificate = "chain.pem"
         key = "/etc/key.pem"
+        submission = ["127.0.0.1:587", "[::1]:465 tls"]
+        proxy = ["10.0.0.0/8"]
         [authentication]
         verify = "strangers"
         forwarders = ["192.0.2.0/24", "lists.example.org"]
@@ -90,6 +93,8 @@ def test_every_key_has_its_place(tmp_path: Path) -> None:
     assert (config.relay.data, config.ged.root) == (tmp_path / "data", tmp_path / "ged")
     assert (config.relay.rules, config.smtp.certificate) == (str(tmp_path / "rules.toml"), str(tmp_path / "chain.pem"))
     assert config.smtp.key == "/etc/key.pem"
+    assert [*map(submission_endpoint, config.smtp.submission)] == [("127.0.0.1", 587, False), ("::1", 465, True)]
+    assert config.smtp.proxy == ("10.0.0.0/8",)
     assert config.database == tmp_path / "data/relay.db"
     assert (config.relay.warn_after, config.run.every) == (timedelta(hours=2), timedelta(minutes=5))
     assert config.smtp.max_message_size == 1_048_576
@@ -172,6 +177,25 @@ def test_what_is_no_duration(text: str) -> None:
 )
 def test_endpoints(text: str, place: tuple[str, int]) -> None:
     assert endpoint(text) == place
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (
+            'submission = ["127.0.0.1:587"]',
+            r"\[smtp\] submission: needs a certificate\. Remedy: set certificate and key",
+        ),
+        (
+            'submission = ["127.0.0.1:465 ssl"]',
+            r'submission: « 127\.0\.0\.1:465 ssl » .*"192\.0\.2\.1:465 tls" where TLS',
+        ),
+        ('proxy = ["10.0.0.1/8"]', r'\[smtp\] proxy: 10\.0\.0\.1/8 .*Remedy: write networks like "192\.0\.2\.0/24"'),
+    ],
+)
+def test_doors_for_users_and_proxies_that_cannot_be(lines: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"t\.toml:2: .*{problem}"):
+        parse(f"[smtp]\n{lines}\n", "t.toml")
 
 
 def test_the_port_of_a_resolver_or_a_route_goes_without_saying() -> None:
