@@ -5,7 +5,7 @@ too long, and there is room on the disk. Limits: with sockets from systemd a gre
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from relay.cli.language import t
 from relay.cli.options import reading
 from relay.config import Config, endpoint
 from relay.store.database import rows
+from rules import access
 
 PATIENCE = 5.0  # seconds for a greeting
 LATE_RUNS = 2  # a run may be as late as the next one; after that nobody does them
@@ -22,7 +23,8 @@ LATE_RUNS = 2  # a run may be as late as the next one; after that nobody does th
 
 def findings(config: Config) -> Iterator[Finding]:
     """Exit 1 of the command is a reason to look, never one to start it again: mail that waits is safe."""
-    yield from (_greeting(text) for text in config.smtp.listen)
+    proxies = access.networks(config.smtp.proxy)
+    yield from (_greeting(text, proxies) for text in config.smtp.listen)
     with reading(config) as db:
         now = clock.now()
         yield disk(config.relay.data)
@@ -30,12 +32,14 @@ def findings(config: Config) -> Iterator[Finding]:
         yield _queue(db, config, now)
 
 
-def _greeting(text: str) -> Finding:
+def _greeting(text: str, proxies: Sequence[access.Network]) -> Finding:
     host, port = endpoint(text)
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
         with socket.create_connection((here, port), PATIENCE) as connection:
             connection.settimeout(PATIENCE)
+            if access.is_trusted(connection.getsockname()[0], proxies):
+                connection.sendall(b"PROXY UNKNOWN\r\n")  # from here nobody is heard without
             said = connection.recv(512)
             connection.sendall(b"QUIT\r\n")
     except OSError as error:

@@ -35,7 +35,7 @@ def users() -> None:
     pass
 
 
-@users.command("list")
+@users.command("list", help=t("Les utilisateurs et leurs règles.", "The users and their rules."))
 @json_option
 @short_filters
 @click.pass_context

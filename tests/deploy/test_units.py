@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.smtp.door import Kind
 from tests.security.processes import until
 from tests.support import documents as made
 from tests.support.clients import Dialogue, mail
@@ -127,12 +128,22 @@ def test_nothing_is_written_but_its_data_and_the_ged(
     assert [path for path in written if not path.startswith((here, "/dev/null", "/dev/shm", "/tmp/"))] == []
 
 
+def test_the_doors_for_users_bear_the_names_that_are_known() -> None:
+    texts = {path.name: path.read_text() for path in UNITS.glob("*.socket")}
+    named = {name: re.findall(r"(?m)^FileDescriptorName=(.*)$", text) for name, text in texts.items()}
+    assert named == {
+        "welyb-relay.socket": [],
+        "welyb-relay-submission.socket": [Kind.SUBMISSION],
+        "welyb-relay-submissions.socket": [Kind.SUBMISSIONS],
+    }
+
+
 @pytest.mark.debian("systemd")
 def test_systemd_understands_the_units_and_finds_little_to_blame(tmp_path: Path) -> None:
-    for name in ("welyb-relay.service", "welyb-relay.socket"):
+    names = sorted(path.name for path in UNITS.iterdir())
+    assert len(names) == 4
+    for name in names:
         text = (UNITS / name).read_text()
         (tmp_path / name).write_text(text.replace("/usr/bin/welyb-relay", "/bin/true").replace("Documentation=", "#"))
-    assert (
-        analyze("verify", "--man=no", str(tmp_path / "welyb-relay.service"), str(tmp_path / "welyb-relay.socket")) == ""
-    )
+    assert analyze("verify", "--man=no", *(str(tmp_path / name) for name in names)) == ""
     analyze("security", "--offline=yes", "--threshold=20", str(tmp_path / "welyb-relay.service"))

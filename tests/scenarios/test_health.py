@@ -37,5 +37,10 @@ def test_a_relay_that_works_and_then_does_not(new_relay: Callable[..., Relay], m
     assert health(relay) == (1, {"smtp": False, "disk": True, "run": False, "queue": False})
 
 
+def test_a_relay_behind_a_proxy_on_the_same_machine(new_relay: Callable[..., Relay]) -> None:
+    relay = new_relay({"smtp": {"proxy": ["127.0.0.0/8"]}}).start()
+    assert health(relay) == (0, FINE)
+
+
 def test_without_a_store_it_is_exit_3(new_relay: Callable[..., Relay]) -> None:
     assert new_relay().cli("check", "--health", check=False).returncode == 3
