@@ -86,7 +86,7 @@ class Intake:
     def user_peer(self, ip: str, name: str) -> access.Peer | None:
         """A peer that gave the password of `name`; None once there is no such user."""
         user = self.directory.user(name)
-        return access.Peer(ip, True, user.name, frozenset(user.rules)) if user is not None else None
+        return access.Peer(ip, trusted=True, user=user.name, rules=frozenset(user.rules)) if user else None
 
     def disk_is_low(self) -> bool:
         """Asked at MAIL; the answer is kept for a second."""

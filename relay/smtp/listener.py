@@ -53,9 +53,9 @@ def bind(config: Config) -> list[list[Door]]:
                 for share in shares:
                     share.append(Door(_bound(family, type_, address, socket.SO_REUSEPORT), kind))
         except OSError as error:
-            raise OSError(
-                error.errno, f"{text}: {error.strerror}. Remedy: see what listens there, or [smtp] listen"
-            ) from None
+            key = "submission" if kind.is_for_users else "listen"
+            why = f"{text}: {error.strerror}. Remedy: see what listens there, or [smtp] {key}"
+            raise OSError(error.errno, why) from None
     return shares
 
 
