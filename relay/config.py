@@ -307,6 +307,25 @@ def _check(config: Config, top: _Place) -> None:
     def at(table: str) -> _Place:
         return _Place(top.text, top.source, table)
 
+    _check_networks(config, at)
+    _check_names(config, at)
+    if config.relay.postmaster:
+        _check_address(config.relay.postmaster, "postmaster", at("relay"))
+    _check_doors(config.smtp, at("smtp"))
+    _check_delivery(config.delivery, at)
+    _check_antivirus(config.antivirus, at("antivirus"))
+    if config.metrics.listen:
+        _check_endpoint(config.metrics.listen, "listen", at("metrics"))
+    if not config.run.every or timedelta(days=1) % config.run.every:
+        raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
+    try:
+        ZoneInfo(config.relay.timezone)
+    except (ValueError, OSError, KeyError):
+        problem = f"« {config.relay.timezone} » is not a time zone"
+        raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
+
+
+def _check_networks(config: Config, at: Callable[[str], _Place]) -> None:
     for key in ("trusted_networks", "proxy"):
         try:
             access.networks(getattr(config.smtp, key))
@@ -318,28 +337,13 @@ def _check(config: Config, top: _Place) -> None:
         raise at("authentication").error(
             "forwarders", str(error), 'write networks like "192.0.2.0/24" or domains like "lists.example.org"'
         ) from None
-    _check_names(config, at)
-    if config.relay.postmaster:
-        _check_address(config.relay.postmaster, "postmaster", at("relay"))
-    for endpoint in config.smtp.listen:
-        _check_endpoint(endpoint, "listen", at("smtp"))
-    _check_submission(config.smtp, at("smtp"))
-    _check_delivery(config.delivery, at)
-    _check_antivirus(config.antivirus, at("antivirus"))
-    if config.metrics.listen:
-        _check_endpoint(config.metrics.listen, "listen", at("metrics"))
-    if not config.run.every or timedelta(days=1) % config.run.every:
-        raise at("run").error("every", "does not divide the day", 'write "15 min", "5 min" or "1 hour"')
-    if bool(config.smtp.certificate) != bool(config.smtp.key):
-        raise at("smtp").error("certificate", "needs its key, and the key its certificate", "set both or neither")
-    try:
-        ZoneInfo(config.relay.timezone)
-    except (ValueError, OSError, KeyError):
-        problem = f"« {config.relay.timezone} » is not a time zone"
-        raise at("relay").error("timezone", problem, 'write "Europe/Paris" or the like') from None
 
 
-def _check_submission(smtp: Smtp, place: _Place) -> None:
+def _check_doors(smtp: Smtp, place: _Place) -> None:
+    for endpoint in smtp.listen:
+        _check_endpoint(endpoint, "listen", place)
+    if bool(smtp.certificate) != bool(smtp.key):
+        raise place.error("certificate", "needs its key, and the key its certificate", "set both or neither")
     for text in smtp.submission:
         try:
             submission_endpoint(text)
