@@ -74,6 +74,12 @@ class Throttle:
 
 
 @dataclass(frozen=True, slots=True)
+class Milter:
+    listen: tuple[str, ...] = ()
+    mode: Literal["take", "rewrite"] = "take"
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     every: timedelta = timedelta(minutes=15)
     settle: timedelta = timedelta(seconds=5)
@@ -126,6 +132,7 @@ class Config:
     smtp: Smtp = Smtp()
     authentication: Authentication = Authentication()
     throttle: Throttle = Throttle()
+    milter: Milter = Milter()
     run: Run = Run()
     delivery: Delivery = field(default_factory=Delivery)
     dkim: Dkim = Dkim()
@@ -312,6 +319,8 @@ def _check(config: Config, top: _Place) -> None:
     if config.relay.postmaster:
         _check_address(config.relay.postmaster, "postmaster", at("relay"))
     _check_doors(config.smtp, at("smtp"))
+    for place in config.milter.listen:
+        _check_milter_place(place, at("milter"))
     _check_delivery(config.delivery, at)
     _check_antivirus(config.antivirus, at("antivirus"))
     if config.metrics.listen:
@@ -399,6 +408,27 @@ def _check_endpoint(text: str, key: str, place: _Place, *, default_port: int | N
         raise place.error(key, f"« {text} » is not ADDRESS:PORT", 'write "127.0.0.1:25" or "[::1]:25"') from None
 
 
+def _check_milter_place(text: str, place: _Place) -> None:
+    try:
+        milter_place(text)
+    except ValueError:
+        example = '"inet:127.0.0.1:8891" or "unix:/run/welyb-relay/milter.sock"'
+        raise place.error("listen", f"« {text} » is not a milter's place", f"write {example}") from None
+
+
+_LONGEST_SOCKET = 107  # unix(7)
+
+
+def milter_place(text: str) -> tuple[str, int] | Path:
+    """ "inet:127.0.0.1:8891" or "unix:/PATH". Else ValueError."""
+    kind, _, where = text.partition(":")
+    if kind == "inet":
+        return endpoint(where)
+    if kind != "unix" or not 0 < len(os.fsencode(where)) <= _LONGEST_SOCKET:
+        raise ValueError(text)
+    return Path(where)
+
+
 def endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
     """ "127.0.0.1:25" or "[::1]:25" → (host, port); the port may be left out if there is a default. Else ValueError."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+))(?::([0-9]{1,5}))?", text)
@@ -421,7 +451,13 @@ def _resolved(config: Config, base: Path) -> Config:
     def at(text: str) -> str:
         return str(base / text) if text else ""
 
+    def socket_at(text: str) -> str:
+        kind, _, where = text.partition(":")
+        return f"unix:{base / where}" if kind == "unix" else text
+
     relay = replace(config.relay, data=base / config.relay.data, rules=at(config.relay.rules))
     smtp = replace(config.smtp, certificate=at(config.smtp.certificate), key=at(config.smtp.key))
     delivery = replace(config.delivery, authorities=at(config.delivery.authorities))
-    return replace(config, relay=relay, smtp=smtp, delivery=delivery, ged=Ged(base / config.ged.root))
+    milter = replace(config.milter, listen=tuple(socket_at(text) for text in config.milter.listen))
+    ged = Ged(base / config.ged.root)
+    return replace(config, relay=relay, smtp=smtp, milter=milter, delivery=delivery, ged=ged)

@@ -27,6 +27,8 @@ from relay.crew import Crew
 from relay.directory import Directory, list_clients
 from relay.filing import Filing
 from relay.lock import held
+from relay.milter.listener import Milter
+from relay.milter.listener import bind as bind_milter
 from relay.sign import Signer
 from relay.smtp import certificate
 from relay.smtp.door import Door
@@ -230,21 +232,23 @@ async def _serve(
     intake.on_filings = filing.wake
     clockwork = flush.Clockwork(replace(tools, db=open_for_reading(config.database)))
     listener = Listener(intake)
+    milter = Milter(intake)
     crew = Crew(tools.writer, on_filings=filing.wake, lost=listener.start)
     parts = _Parts(intake, filing, clockwork, crew, tools.token_key)
     stop = _signals(lambda: parts.reload(reload))
     workers = [asyncio.create_task(filing.work()), asyncio.create_task(clockwork.work())]
     try:
+        await milter.start(bind_milter(config))
         await _take_mail(listener, crew, shares, parts.orders(config, tools.ruleset), alone)
         bound = addresses(shares[0])
-        log.serving(" ".join(bound))
+        log.serving(" ".join([*bound, *config.milter.listen]))
         welcome(bound)
         _notify("READY=1")
         failed = await _first(stop, workers)
         log.stopping("signal" if failed is None else "failure")
     finally:
         _notify("STOPPING=1")
-        await asyncio.gather(listener.stop(), crew.stop())
+        await asyncio.gather(listener.stop(), milter.stop(), crew.stop())
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)

@@ -239,6 +239,16 @@ def scanner_away(message: str, *, why: str, remedy: str) -> None:
     _warn("scanner-away", message=message, why=why, remedy=remedy)
 
 
+def taken(message: str, *, queue: str, others: int) -> None:
+    """By the milter; `queue` is the mail server's own id, and `others` the recipients left to it."""
+    _info("taken", message=message, queue=queue, others=others)
+
+
+def milter_broken(why: str) -> None:
+    """What came there is not the milter protocol as it was agreed: that connection was closed."""
+    _warn("milter-broken", why=why)
+
+
 def worker_lost(pid: int) -> None:
     """One process less takes mail: its connections are taken over, its core is not."""
     _error("worker-lost", pid=pid)

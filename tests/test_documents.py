@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 SETTINGS = ROOT / "deploy/relay.toml"
 PARTS = (
     *("relay", "smtp", "authentication", "throttle", "run", "delivery", "dkim", "ged", "silence", "antivirus"),
-    "metrics",
+    *("metrics", "milter"),
 )
 
 

@@ -88,6 +88,8 @@ defer    unix - - n - 0 bounce
 trace    unix - - n - 0 bounce
 error    unix - - n - - error
 retry    unix - - n - - error
+smtp     unix - - n - - smtp
+relay    unix - - n - - smtp
 discard  unix - - n - - discard
 virtual  unix - n n - - virtual
 anvil    unix - - n - 1 anvil

@@ -1,0 +1,147 @@
+"""One mail that the MTA shows us: its recipients judged one by one, its octets on their way into a transaction.
+
+Knows alone: whose recipients are ours, how header fields become octets again, and what the MTA is told at the end. In
+mode "take" our recipients' mail is ours from our commit on: they are deleted from the MTA's message, or the whole of it
+is discarded. Limits: a filter that stands behind us and refuses the message afterwards is not heard of: we stand last.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from relay import log
+from relay.accept import Intake, Transaction
+from relay.draft import Envelope, Recipient
+from relay.milter.answers import Answer, Continue, DeleteRecipient, Discard, Progress, ReplyCode
+from relay.milter.commands import EndOfHeaders, Header
+from rules import path, replies
+from rules.replies import Reply
+
+MAX_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8
+PROGRESS_EVERY = 5.0  # seconds; Postfix's patience is milter_content_timeout, sendmail's the milter's own T=
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A recipient that we accepted, and its path exactly as the MTA knows it."""
+
+    path: bytes
+    recipient: Recipient
+
+
+class Mail:
+    """From MAIL to the answer to its end. `refused` is what every recipient of ours is told, where nothing can be judged."""
+
+    def __init__(self, intake: Intake, envelope: Envelope | None, refused: Reply | None) -> None:
+        self._intake = intake
+        self._envelope = envelope
+        self._refused = refused
+        self._transaction: Transaction | None = None
+        self._ours: list[Ours] = []
+        self._others = 0
+
+    @property
+    def concerns_us(self) -> bool:
+        return bool(self._ours)
+
+    # --- recipients -------------------------------------------------------------------------------------------------
+
+    async def recipient(self, argument: bytes) -> Answer:
+        """One RCPT: judged where it is ours, else none of our business."""
+        found = path.parse(argument)
+        if not self._is_ours(argument, found):
+            self._others += 1
+            return Continue()
+        try:
+            judged = await self._judge(found)
+        except Exception as error:
+            log.trouble("milter", error)
+            judged = replies.TROUBLE
+        if isinstance(judged, Reply):
+            return refusal(judged)
+        self._ours.append(Ours(argument, judged))
+        return Continue()
+
+    def _is_ours(self, argument: bytes, found: path.Path | path.Problem) -> bool:
+        """What cannot be read but ends in our domain is ours: an MTA may read it more generously than we do."""
+        domain = self._intake.config.relay.domain.lower()
+        if isinstance(found, path.Path):
+            return found.domain.lower() == domain
+        return argument.strip(b' <>.\t"').lower().endswith(b"@" + domain.encode())
+
+    async def _judge(self, found: path.Path | path.Problem) -> Recipient | Reply:
+        if isinstance(found, path.Problem):
+            return path.REPLIES[found]
+        if self._envelope is None or self._refused is not None:
+            return self._refused or replies.TROUBLE
+        if self._intake.disk_is_low():
+            return replies.DISK_LOW
+        if len(self._ours) >= MAX_RECIPIENTS:
+            return replies.TOO_MANY_RECIPIENTS
+        judged = self._intake.recipient(found, self._envelope.peer)
+        if judged is None:  # an unknown client may be a folder made a minute ago
+            await self._intake.list_clients()
+            judged = self._intake.recipient(found, self._envelope.peer)
+        return judged or replies.UNKNOWN
+
+    # --- octets -----------------------------------------------------------------------------------------------------
+
+    def feed(self, octets: bytes) -> None:
+        """Nothing is kept of a mail without a recipient of ours, or of one that is refused already."""
+        if not self._ours or self._refused is not None or not octets:
+            return
+        transaction = self._begun()
+        if transaction.size + len(octets) > self._intake.config.smtp.max_message_size:
+            self._refused = replies.MESSAGE_TOO_BIG
+            return
+        try:
+            transaction.feed(octets)
+        except OSError as error:
+            log.trouble(transaction.id, error)
+            self._refused = replies.DISK_LOW
+
+    @property
+    def wants_more(self) -> bool:
+        return bool(self._ours) and self._refused is None
+
+    def _begun(self) -> Transaction:
+        if self._transaction is None:
+            assert self._envelope is not None  # else there would be no recipient of ours
+            self._transaction = self._intake.begin(self._envelope, [each.recipient for each in self._ours])
+        return self._transaction
+
+    def abort(self) -> None:
+        if self._transaction is not None:
+            self._transaction.abort()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def end(self, say: Callable[[Answer], None], queue: str) -> Sequence[Answer]:
+        """The MTA's `queue` id goes into the log, where its own log has the other half of the story."""
+        if not self._ours:
+            return (Continue(),)
+        commit = self._begun().finish(self._refused)
+        while not (await asyncio.wait({commit}, timeout=PROGRESS_EVERY))[0]:
+            say(Progress())
+        reply = commit.result()
+        if reply.code != replies.accepted("").code:
+            return (refusal(reply),)
+        log.taken(reply.lines[-1].rpartition(" ")[2], queue=queue, others=self._others)
+        if not self._others:
+            return (Discard(),)
+        return (*(DeleteRecipient(each.path) for each in self._ours), Continue())
+
+
+def refusal(reply: Reply) -> ReplyCode:
+    return ReplyCode(reply.render().removesuffix(b"\r\n"))
+
+
+def octets(part: Header | EndOfHeaders) -> bytes:
+    r"""As it will leave the MTA: fields are folded with CRLF, which it says as LF.
+
+    >>> octets(Header(b"Subject", b" Facture\n\tde mars"))
+    b'Subject: Facture\r\n\tde mars\r\n'
+    """
+    if isinstance(part, EndOfHeaders):
+        return b"\r\n"
+    return part.name + b":" + part.value.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") + b"\r\n"

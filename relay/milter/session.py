@@ -1,0 +1,167 @@
+"""What each packet of the MTA deserves, from the negotiation to QUIT.
+
+Knows alone: the order of packets, and what of an MTA's word is believed: the client of the connect event as the peer, its
+TLS, and that it authenticated. Limits: HELO or EHLO is not told; the protocol of our Received says ESMTP for both.
+"""
+
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from relay.accept import Intake
+from relay.draft import Envelope
+from relay.milter import commands
+from relay.milter.answers import Accept, Answer, Continue, Skip, Steps, agree, awaits_answer
+from relay.milter.commands import Command, ProtocolError
+from relay.milter.mail import Mail, octets
+from rules import access, path, replies
+from rules.replies import Reply
+
+
+class Session:
+    """One connection of the MTA: clients and mails one after another. `say` sends an answer."""
+
+    def __init__(self, intake: Intake, say: Callable[[Answer], None]) -> None:
+        self._intake = intake
+        self._say = say
+        self._steps: Steps | None = None
+        self._mail: Mail | None = None
+        self._new_client()
+
+    def _new_client(self) -> None:
+        self._macros: dict[bytes, dict[bytes, bytes]] = {}
+        self._peer: access.Peer | None = None
+        self._helo = ""
+
+    @property
+    def idle(self) -> bool:
+        """Between mails: nothing is lost if the connection ends now."""
+        return self._mail is None
+
+    async def take(self, command: Command) -> None:
+        """Answers `command`, if it is one to be answered. ProtocolError where it has no place here."""
+        if self._steps is None:
+            self._negotiate(command)
+            return
+        answer = await self._answer(command)
+        if awaits_answer(command, self._steps):
+            self._say(answer)
+
+    def _negotiate(self, command: Command) -> None:
+        if not isinstance(command, commands.Negotiate):
+            raise ProtocolError("a packet before the negotiation")
+        agreed = agree(command)
+        self._steps = agreed.steps
+        self._say(agreed)
+
+    async def _answer(self, command: Command) -> Answer:
+        match command:
+            case commands.Rcpt(recipient):
+                return await self._begun().recipient(recipient)
+            case commands.Data():
+                return self._data()
+            case commands.Body(chunk):
+                self._begun().feed(chunk)
+                return Continue() if self._begun().wants_more else Skip()
+            case commands.EndOfMessage(chunk):
+                return await self._end(chunk)
+            case _:
+                self._hear(command)
+        return Continue()
+
+    def _hear(self, command: Command) -> None:
+        """What has no answer of its own."""
+        match command:
+            case commands.Header() | commands.EndOfHeaders():
+                self._begun().feed(octets(command))
+            case commands.Macros(of, values):
+                self._macros[of] = dict(values)
+            case commands.Mail():
+                self._begin(command)
+            case commands.Connect():
+                self._peer = self._peer_of(command)
+            case commands.Helo(name):
+                self._helo = _printable(name)
+            case commands.Abort():
+                self.drop_mail()
+            case commands.QuitNewConnection():
+                self.drop_mail()
+                self._new_client()
+            case commands.Negotiate():
+                raise ProtocolError("a second negotiation")
+            case _:
+                pass  # an SMTP command that the MTA does not know either
+
+    # --- mails ------------------------------------------------------------------------------------------------------
+
+    def _begun(self) -> Mail:
+        if self._mail is None:
+            raise ProtocolError("a packet of a mail that was not begun")
+        return self._mail
+
+    def _begin(self, command: commands.Mail) -> None:
+        self.drop_mail()
+        told = self._macros.pop(b"M", {})  # of this mail only
+        sender = path.parse(command.path)
+        if isinstance(sender, path.Problem):
+            self._mail = Mail(self._intake, None, path.REPLIES[sender])
+            return
+        envelope = self._envelope(sender.address, told.get(b"{auth_authen}", b""))
+        self._mail = Mail(self._intake, envelope, self._too_big(command))
+
+    def _envelope(self, sender: str, authenticated: bytes) -> Envelope | None:
+        """None where the MTA does not know whom it speaks with: nobody could be judged."""
+        if self._peer is None:
+            return None
+        tls = _printable(self._macros.get(b"H", {}).get(b"{tls_version}", b""))
+        return Envelope(
+            # Whom the MTA authenticated is trusted as if it were us (domain.md §4: authenticated submission).
+            peer=access.Peer(self._peer.ip, trusted=True) if authenticated else self._peer,
+            helo=self._helo,
+            protocol=f"ESMTP{'S' if tls else ''}{'A' if authenticated else ''}",  # RFC 3848
+            tls=tls,
+            sender=sender,
+        )
+
+    def _too_big(self, command: commands.Mail) -> Reply | None:
+        announced = [word[5:] for word in command.parameters if word[:5].upper() == b"SIZE="]
+        limit = self._intake.config.smtp.max_message_size
+        over = any(size.isdigit() and len(size) <= 20 and int(size) > limit for size in announced)
+        return replies.MESSAGE_TOO_BIG if over else None
+
+    def _data(self) -> Answer:
+        if self._begun().concerns_us:
+            return Continue()
+        self.drop_mail()  # the MTA shows us nothing more of it
+        return Accept()
+
+    async def _end(self, chunk: bytes) -> Answer:
+        mail = self._begun()
+        mail.feed(chunk)
+        queue = self._macros.pop(b"E", {}).get(b"i", b"")
+        try:
+            *edits, verdict = await mail.end(self._say, _printable(queue))
+        finally:
+            self._mail = None
+        for edit in edits:
+            self._say(edit)
+        return verdict
+
+    def drop_mail(self) -> None:
+        """The client gave it up, or the connection ends; what holds for the connection stays."""
+        if self._mail is not None:
+            self._mail.abort()
+        self._mail = None
+
+    def _peer_of(self, command: commands.Connect) -> access.Peer | None:
+        text = _printable(command.address)
+        text = text[5:] if text[:5].lower() == "ipv6:" else text  # sendmail's way of writing it
+        try:
+            return self._intake.peer(str(ip_address(text))) if command.family in (b"4", b"6") else None
+        except ValueError:
+            return None
+
+
+def _printable(text: bytes) -> str:
+    """The MTA's word, for a Received field and for the history; "" where it is no word."""
+    fits = len(text) <= 255 and all(0x21 <= byte <= 0x7E for byte in text)
+    return text.decode("ascii") if fits else ""

@@ -1,0 +1,31 @@
+"""A mail server with the relay behind it: a real Postfix that takes its filter's settings from deploy/postfix.
+
+Knows alone: how a snippet is laid into a main.cf, and how a test speaks as a client elsewhere (XCLIENT). Limits: the
+filter's address alone is changed in the snippet, for each test has a port of its own.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.collector import Collector
+
+SNIPPETS = Path(__file__).resolve().parents[2] / "deploy/postfix"
+OTHERS = "dupont.example"  # whose mail stays with the mail server
+
+
+def snippet(mode: str) -> dict[str, str]:
+    """The settings of main.cf.MODE."""
+    lines = (SNIPPETS / f"main.cf.{mode}").read_text("utf-8").splitlines()
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def mail_server(folder: Path, mode: str, milter: str, more: Mapping[str, str] | None = None) -> Collector:
+    """Postfix, with the mailboxes of OTHERS and the relay at `milter`, Postfix's way of writing it."""
+    settings = snippet(mode) | {"welyb_milter": milter, "smtpd_authorized_xclient_hosts": "127.0.0.0/8"}
+    return Collector.start(folder, domains=(OTHERS,), main_cf=settings | dict(more or {}))
+
+
+def plain_server(folder: Path) -> Collector:
+    """The same without a filter."""
+    return Collector.start(folder, domains=(OTHERS, "welyb.fr"), main_cf={"message_size_limit": "52428800"})
