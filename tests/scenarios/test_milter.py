@@ -1,0 +1,183 @@
+"""The relay behind a real Postfix, with the settings of deploy/postfix as they stand."""
+
+import smtplib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rules import replies
+from tests.support import documents as made
+from tests.support.clients import mail
+from tests.support.collector import Collector
+from tests.support.milterpost import OTHERS, mail_server
+from tests.support.partner import DOMAINS
+from tests.support.program import LOOK_EVERY, free_port
+from tests.support.relay import Relay
+
+SENDER, THEIRS = "compta@cabinet.example", f"paul@{OTHERS}"
+STRANGER = "192.0.2.7"
+INVOICE = ("facture.pdf", "application/pdf", made.pdf())
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The mail server in front, the relay behind it, and the collector far away."""
+
+    relay: Relay
+    server: Collector
+    collector: Collector
+
+    @contextmanager
+    def session(self, peer: str = "") -> Iterator[smtplib.SMTP]:
+        """A client of the mail server; at `peer`, where one is given."""
+        with smtplib.SMTP("127.0.0.1", self.server.port, timeout=60) as client:
+            client.ehlo("cabinet.example")
+            if peer:
+                assert client.docmd("XCLIENT", f"ADDR={peer} NAME=[UNAVAILABLE]")[0] == 220
+                client.ehlo("cabinet.example")
+            yield client
+
+    def send(self, *recipients: str, message: bytes = b"", peer: str = "") -> bytes:
+        """A mail that is accepted for every recipient; what was sent."""
+        message = message or mail(SENDER, recipients, INVOICE)
+        with self.session(peer) as client:
+            assert client.sendmail(SENDER, recipients, message) == {}
+        return message
+
+    def states(self, recipient: str) -> list[str]:
+        return [row["state"] for row in self.relay.json("queue", "list") if row["recipient"] == recipient]
+
+    def filed(self, client: str) -> list[Path]:
+        return list((self.relay.ged / client / "Ventes").rglob("*.pdf"))
+
+
+def start(folder: Path, mode: str) -> Iterator[Site]:
+    port = free_port()
+    collector = Collector.start(folder, domains=DOMAINS)
+    relay = Relay(
+        folder,
+        {
+            "milter": {"listen": [f"inet:127.0.0.1:{port}"], "mode": mode},
+            "delivery": {"routes": dict.fromkeys(DOMAINS, collector.destination)},
+        },
+    )
+    (folder / "server").mkdir()
+    server = mail_server(folder / "server", mode, f"inet:127.0.0.1:{port}")
+    try:
+        for name in ("Dupont", "Durand"):
+            relay.client(name)
+        yield Site(relay.start(), server, collector)
+    finally:
+        for part in (relay, server, collector):
+            part.stop()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    yield from start(tmp_path_factory.mktemp("take"), "take")
+
+
+def until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(LOOK_EVERY)
+
+
+def test_a_mail_for_the_collector_leaves_with_the_run_as_it_came(site: Site) -> None:
+    letter = site.send("meg+story@welyb.fr")
+    assert site.states("meg+story@welyb.fr") == ["waiting"]
+    site.relay.cli("runs", "now")
+    (arrived,) = (each for each in site.collector.messages() if each.envelope_recipient.startswith("story@"))
+    assert arrived.transmitted.endswith(letter)
+    assert arrived.envelope_sender.startswith("retours+")
+    assert site.states("meg+story@welyb.fr") == ["sent"]
+    assert not site.server.messages()
+
+
+def test_a_mail_for_the_sales_folder_is_filed_whoever_sends_it(site: Site) -> None:
+    site.send("ventes+dupont@welyb.fr", peer=STRANGER)
+    until(lambda: site.filed("Dupont"))
+    (path,) = site.filed("Dupont")
+    assert path.read_bytes() == INVOICE[2]
+
+
+def test_a_zip_is_refused_at_the_end_in_our_words(site: Site) -> None:
+    archive = ("releve.zip", "application/zip", made.zip_of({"a.pdf": made.pdf()}))
+    with site.session() as client, pytest.raises(smtplib.SMTPDataError) as refused:
+        client.sendmail(SENDER, ["meg+zip@welyb.fr", THEIRS], mail(SENDER, THEIRS, archive))
+    assert (refused.value.smtp_code, refused.value.smtp_error.decode()) == (
+        554,
+        "5.6.1 releve.zip : archive ZIP non prise en charge, joignez les documents separement (ZIP refused)",
+    )
+    assert not site.states("meg+zip@welyb.fr")
+
+
+def test_ours_and_theirs_in_one_mail(site: Site) -> None:
+    letter = site.send("meg+mixed@welyb.fr", THEIRS, "ventes+durand@welyb.fr")
+    until(lambda: site.filed("Durand"))
+    assert site.states("meg+mixed@welyb.fr") == ["waiting"]
+    (kept,) = site.server.wait(1)
+    assert (kept.envelope_recipient, kept.envelope_sender) == (THEIRS, SENDER)
+    assert kept.transmitted == letter
+    site.server.forget()
+
+
+@pytest.mark.parametrize(
+    ("recipient", "peer", "reply"),
+    [
+        ("meg+achats@welyb.fr", "", replies.MALFORMED),
+        ("contact@welyb.fr", "", replies.MALFORMED),
+        ("ventes+personne@welyb.fr", "", replies.UNKNOWN),
+        ("meg+dupont@welyb.fr", STRANGER, replies.NOT_ALLOWED),
+    ],
+)
+def test_an_address_is_refused_at_rcpt_in_our_words(
+    site: Site, recipient: str, peer: str, reply: replies.Reply
+) -> None:
+    with site.session(peer) as client:
+        client.mail(SENDER)
+        code, text = client.rcpt(recipient)
+        assert (code, text.decode()) == (reply.code, f"{reply.enhanced} {reply.text()}")
+        assert client.rcpt("ventes+dupont@welyb.fr")[0] == 250
+
+
+def test_ten_mails_in_one_session(site: Site) -> None:
+    with site.session() as client:
+        for _ in range(10):
+            to = "meg+ten@welyb.fr"
+            assert client.sendmail(SENDER, [to], mail(SENDER, to, INVOICE)) == {}
+    assert site.states("meg+ten@welyb.fr") == ["waiting"] * 10
+
+
+def test_the_bytes_are_those_the_mail_server_would_have_sent(site: Site) -> None:
+    """Ours, by the milter, and theirs, in the same mail: what Postfix mends in it, it mends for both."""
+    letter = (
+        b"From: <compta@cabinet.example>\r\nMessage-ID: <bytes@cabinet.example>\r\nSubject:sans espace\r\n"
+        b"X-Two:  deux\r\nX-Before : colon\r\nX-Empty:\r\nX-Eight: \xc3\xa9 \xe9\r\nX-Fold: a\r\n\tb\r\n  c\r\n"
+        b"X-Long: " + b"x" * 5000 + b"\r\n\r\n..dot\r\n" + b"y" * 5000 + b"\r\n\xe9\r\n \r\n\r\n"
+    )
+    site.send("meg+bytes@welyb.fr", THEIRS, message=letter)
+    site.relay.cli("runs", "now")
+    (arrived,) = (each for each in site.collector.messages() if each.envelope_recipient.startswith("bytes@"))
+    (kept,) = site.server.wait(1)
+    site.server.forget()
+    assert kept.transmitted == letter.replace(b"X-Before :", b"X-Before:")
+    assert arrived.transmitted.endswith(kept.transmitted)
+
+
+def test_without_the_relay_the_client_comes_back_later(site: Site) -> None:
+    letter = mail(SENDER, "meg+later@welyb.fr", INVOICE)
+    site.relay.stop()
+    try:
+        with site.session() as client, pytest.raises(smtplib.SMTPSenderRefused) as refused:
+            client.sendmail(SENDER, ["meg+later@welyb.fr"], letter)
+        assert refused.value.smtp_code == 451
+    finally:
+        site.relay.start()
+    site.send("meg+later@welyb.fr", message=letter)
+    assert site.states("meg+later@welyb.fr") == ["waiting"]
