@@ -176,6 +176,7 @@ class Transaction:
         self._recipients = recipients
         self._now = clock.now()
         self.id = ids.new(self._now)
+        self.handed: tuple[intake.NewDelivery, ...] = ()  # once committed: what the mail server in front is to send on
         self._scanner = Scanner()
         self._incoming: Incoming = door.spool.incoming(self.id, self._now.date().isoformat())
 
@@ -375,6 +376,7 @@ class Transaction:
             raise
         self._door.anchor.confirm()
         self._door.end_doubts()
+        self.handed = committed.handed
         peer = self._envelope.peer.ip
         if committed.added:
             log.accepted(committed.message, size=message.size, peer=peer, deliveries=len(accepted.deliveries))

@@ -36,6 +36,7 @@ class Envelope:
     protocol: str
     tls: str
     sender: str
+    handed: bool = False  # the mail server in front of us sends on itself what is for a collector (relay.milter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,8 @@ class _Deliveries:
         if target.lower() in self._targets:
             return  # the same RCPT twice, or two spellings of one collector: stored once
         self._targets.add(target.lower())
-        kept = rule is None and not self._of.config.relay.postmaster
         author = self._author(rule)
+        state, reason = self._beginning(rule, author)
         id_ = self._next_id()
         own_id = f"<{id_}@{self._of.config.relay.domain}>"
         self.made.append(
@@ -208,8 +209,8 @@ class _Deliveries:
                 client=client,
                 recipient=recipient.address,
                 target=target,
-                state=State.HELD if kept else State.WAITING,
-                reason=Reason("kept") if kept else None,
+                state=state,
+                reason=reason,
                 created_at=self._message.received_at,
                 due_at=self._due,
                 expires_at=self._expires,
@@ -228,6 +229,13 @@ class _Deliveries:
         if rule is None or form(rule, self._of.known, len(self._documents)) == "received":
             return ""
         return rule.sender or self._of.config.delivery.sender
+
+    def _beginning(self, rule: Rule | None, author: str) -> tuple[State, Reason | None]:
+        if rule is None and not self._of.config.relay.postmaster:
+            return State.HELD, Reason("kept")
+        if rule is not None and self._of.envelope.handed and not author:  # a new message only we can write
+            return State.HANDED, Reason("handed")
+        return State.WAITING, None
 
     def _file(self, recipient: Recipient, rule: Rule) -> None:
         client = recipient.client.slug if recipient.client else ""

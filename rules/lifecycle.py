@@ -21,6 +21,9 @@ class State(StrEnum):
     DUPLICATE = "duplicate"  # the same document is sent or on its way
     DROPPED = "dropped"  # by the postmaster
     BOUNCED = "bounced"  # sent, then a failure report came back
+    HANDED = (
+        "handed"  # left to the mail server in front of us, which sends it on itself; whether it arrives is its to say
+    )
 
 
 class Change(StrEnum):
@@ -60,13 +63,13 @@ TRANSITIONS: dict[Change, tuple[frozenset[State], State]] = {
     _C.REFUSE: (frozenset({_S.WAITING}), _S.REFUSED),
     _C.SUSPEND: (frozenset({_S.WAITING}), _S.HELD),
     _C.MATCH: (frozenset({_S.WAITING}), _S.DUPLICATE),
-    _C.BOUNCE: (frozenset({_S.SENT}), _S.BOUNCED),
+    _C.BOUNCE: (frozenset({_S.SENT, _S.HANDED}), _S.BOUNCED),
     _C.REVIVE: (frozenset({_S.DUPLICATE}), _S.WAITING),
 }
 
 POSTMASTER = (_C.HOLD, _C.RELEASE, _C.DROP, _C.RETRY)
-INITIAL = frozenset({_S.WAITING, _S.HELD, _S.REFUSED, _S.DUPLICATE})
-FINAL = frozenset({_S.SENT, _S.FILED, _S.REFUSED, _S.FAILED, _S.DUPLICATE, _S.DROPPED, _S.BOUNCED})
+INITIAL = frozenset({_S.WAITING, _S.HELD, _S.REFUSED, _S.DUPLICATE, _S.HANDED})
+FINAL = frozenset({_S.SENT, _S.FILED, _S.REFUSED, _S.FAILED, _S.DUPLICATE, _S.DROPPED, _S.BOUNCED, _S.HANDED})
 ALIVE = frozenset({_S.WAITING, _S.SENDING, _S.FILING, _S.HELD})
 # An earlier delivery of the same thing makes a later one a repeat, or a duplicate, unless it ended in one of these.
 COUNTS_NOT_AS_DONE = frozenset({_S.REFUSED, _S.FAILED, _S.DROPPED, _S.BOUNCED})

@@ -244,6 +244,10 @@ HISTORY: dict[str, tuple[str, str]] = {
         "Gardé ici : aucun postmaster n'est configuré ([relay] postmaster).",
         "Kept here: no postmaster is configured ([relay] postmaster).",
     ),
+    "handed": (
+        "Remis au serveur de messagerie, qui l'envoie lui-même : son journal dit si le message est arrivé.",
+        "Left to the mail server, which sends it on itself: its log says whether it arrived.",
+    ),
     "held": ("Retenu par {actor} : {why}", "Held by {actor}: {why}"),
     "dropped": ("Abandonné par {actor} : {why}", "Dropped by {actor}: {why}"),
     "released": ("Libéré par {actor} : {why}", "Released by {actor}: {why}"),

@@ -1,19 +1,33 @@
 """One mail that the MTA shows us: its recipients judged one by one, its octets on their way into a transaction.
 
-Knows alone: whose recipients are ours, how header fields become octets again, and what the MTA is told at the end. In
-mode "take" our recipients' mail is ours from our commit on: they are deleted from the MTA's message, or the whole of it
-is discarded. Limits: a filter that stands behind us and refuses the message afterwards is not heard of: we stand last.
+Knows alone: whose recipients are ours, how header fields become octets again, and what the MTA is told at the end. Our
+recipients' mail is ours from our commit on: they are deleted from the MTA's message, or the whole of it is discarded. In
+mode "rewrite" a mail without a recipient of theirs is handed back for its collectors: they become its recipients, and
+`retours+TOKEN` its sender, which would be everybody's sender were there others. Limits: a filter that stands behind us
+and refuses the message afterwards is not heard of: we stand last.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from relay import log
 from relay.accept import Intake, Transaction
+from relay.compose import LOOP_HEADER
 from relay.draft import Envelope, Recipient
-from relay.milter.answers import Answer, Continue, DeleteRecipient, Discard, Progress, ReplyCode
+from relay.milter.answers import (
+    AddHeader,
+    AddRecipient,
+    Answer,
+    ChangeSender,
+    Continue,
+    DeleteRecipient,
+    Discard,
+    Progress,
+    ReplyCode,
+)
 from relay.milter.commands import EndOfHeaders, Header
+from relay.store.intake import NewDelivery
 from rules import path, replies
 from rules.replies import Reply
 
@@ -107,7 +121,9 @@ class Mail:
     def _begun(self) -> Transaction:
         if self._transaction is None:
             assert self._envelope is not None  # else there would be no recipient of ours
-            self._transaction = self._intake.begin(self._envelope, [each.recipient for each in self._ours])
+            handed = self._intake.config.milter.mode == "rewrite" and not self._others
+            envelope = replace(self._envelope, handed=handed)
+            self._transaction = self._intake.begin(envelope, [each.recipient for each in self._ours])
         return self._transaction
 
     def abort(self) -> None:
@@ -120,16 +136,27 @@ class Mail:
         """The MTA's `queue` id goes into the log, where its own log has the other half of the story."""
         if not self._ours:
             return (Continue(),)
-        commit = self._begun().finish(self._refused)
+        transaction = self._begun()
+        commit = transaction.finish(self._refused)
         while not (await asyncio.wait({commit}, timeout=PROGRESS_EVERY))[0]:
             say(Progress())
         reply = commit.result()
         if reply.code != replies.accepted("").code:
             return (refusal(reply),)
         log.taken(reply.lines[-1].rpartition(" ")[2], queue=queue, others=self._others)
-        if not self._others:
+        if not self._others and not transaction.handed:
             return (Discard(),)
-        return (*(DeleteRecipient(each.path) for each in self._ours), Continue())
+        taken = [DeleteRecipient(each.path) for each in self._ours]
+        return (*taken, *self._handed(transaction.handed), Continue())
+
+    def _handed(self, deliveries: Sequence[NewDelivery]) -> Iterator[Answer]:
+        """What the MTA sends on itself looks as if we had sent it."""
+        for delivery in deliveries:
+            yield AddRecipient(b"<%s>" % delivery.target.encode())
+        if deliveries:
+            yield AddHeader(LOOP_HEADER.encode(), b" " + self._intake.config.relay.domain.encode())
+            if deliveries[0].sender:  # the null sender stays null
+                yield ChangeSender(b"<%s>" % deliveries[0].sender.encode())
 
 
 def refusal(reply: Reply) -> ReplyCode:

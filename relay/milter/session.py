@@ -101,7 +101,7 @@ class Session:
     def _begin(self, command: commands.Mail) -> None:
         self.drop_mail()
         told = self._macros.pop(b"M", {})  # of this mail only
-        sender = path.parse(command.path)
+        sender = path.parse(command.path or b"<>")  # Postfix, of its own mail: without brackets
         if isinstance(sender, path.Problem):
             self._mail = Mail(self._intake, None, path.REPLIES[sender])
             return

@@ -34,6 +34,7 @@ VOCABULARY = {
     "retried": "put back in the queue after a failure by the postmaster",
     "resent": "sent once more on the postmaster's word",
     "bounced": "a failure report came back after it was sent",
+    "handed": "left to the mail server in front, which sends it on itself ([milter] mode)",
     "reported": "a delivery report or another answer came back",
     "recovered": "found in flight after a crash and put back in the queue",
     "warned": "waiting for longer than [relay] warn_after",

@@ -24,6 +24,7 @@ from rules.replies import Reason
 REPEAT_WINDOW = timedelta(days=7)
 REFUSALS_KEPT = timedelta(days=90)
 _UNDONE = tuple(COUNTS_NOT_AS_DONE)
+_NO_REPEAT = (*_UNDONE, State.HANDED)  # a mail server that lost what it was handed must be handed it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Committed:
     message: str
     added: bool
     filings: int = 0
+    handed: tuple[NewDelivery, ...] = ()  # what the mail server in front is to send on
 
 
 def commit(db: Database, accepted: Accepted, *, spool: str) -> Committed:
@@ -137,14 +139,16 @@ def commit(db: Database, accepted: Accepted, *, spool: str) -> Committed:
         set_meta(db, FOREIGN, accepted.message.received_at)
     for token, bounce in accepted.bounces:
         record_bounce(db, token, bounce, message=accepted.message.id, at=accepted.message.received_at)
-    return Committed(accepted.message.id, added=True, filings=sum(d.kind == "file" for d in deliveries))
+    handed = tuple(d for d in deliveries if d.state is State.HANDED)
+    filings = sum(d.kind == "file" for d in deliveries)
+    return Committed(accepted.message.id, added=True, filings=filings, handed=handed)
 
 
 _REPEAT = f"""
 SELECT m.id FROM message m INDEXED BY message_by_message_id JOIN recipient r ON r.message = m.id
 WHERE m.message_id = ? AND m.sender = ? AND m.content_hash = ? AND m.received_at >= ? AND r.address = ?
   AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = m.id AND d.recipient = r.address
-                  AND d.state IN ({marks(_UNDONE)}))
+                  AND d.state IN ({marks(_NO_REPEAT)}))
 ORDER BY m.id DESC LIMIT 1"""
 
 
@@ -156,7 +160,7 @@ def _repeats(db: Database, accepted: Accepted) -> dict[str, str]:
     since = clock.stamp(clock.instant(message.received_at) - REPEAT_WINDOW)
     found = {}
     for recipient in accepted.recipients:
-        key = (message.message_id, message.sender, message.content_hash, since, recipient.address, *_UNDONE)
+        key = (message.message_id, message.sender, message.content_hash, since, recipient.address, *_NO_REPEAT)
         row = one(db, _REPEAT, key)
         if row:
             found[recipient.address] = str(row[0])
@@ -165,7 +169,7 @@ def _repeats(db: Database, accepted: Accepted) -> dict[str, str]:
 
 def _judged_by_origin(db: Database, accepted: Accepted, delivery: NewDelivery) -> NewDelivery:
     """A document that came from the application is held instead of sent back to it, and so is any copy of it."""
-    if not delivery.origins or delivery.state is not State.WAITING:
+    if not delivery.origins or delivery.state not in (State.WAITING, State.HANDED):
         return delivery
     hashes = [d.sha256 for d in accepted.documents if d.id in delivery.documents]
     origin = accepted.message.origin
@@ -207,6 +211,7 @@ def _again(db: Database, deliveries: Sequence[NewDelivery], hashes: dict[str, st
 def _told(accepted: Accepted, deliveries: Sequence[NewDelivery]) -> list[Event]:
     message = accepted.message
     held = [Event("held", delivery=d.id, detail=reason_facts(d.reason)) for d in deliveries if d.state is State.HELD]
+    held += [Event("handed", delivery=d.id) for d in deliveries if d.state is State.HANDED]
     detail: dict[str, object] = {"sender": message.sender, "recipients": [r.typed for r in accepted.recipients]}
     if message.user:
         detail["user"] = message.user

@@ -247,6 +247,7 @@ STATUS = {
     State.DUPLICATE: "duplicate",
     State.DROPPED: "skipped",
     State.BOUNCED: "bounced",
+    State.HANDED: "skipped",
 }
 
 

@@ -214,7 +214,7 @@ def test_without_a_message_id_nothing_is_a_repeat(db: Database) -> None:
 def test_a_repeat_counts_unless_the_first_came_to_nothing(db: Database, state: State) -> None:
     put(db, mail("m1", COLLECTOR))
     db.conn.execute("UPDATE delivery SET state = ?", (state,))
-    nothing = state in (State.REFUSED, State.FAILED, State.DROPPED, State.BOUNCED)
+    nothing = state in (State.REFUSED, State.FAILED, State.DROPPED, State.BOUNCED, State.HANDED)
     assert put(db, mail("m2", COLLECTOR)).added is nothing
 
 

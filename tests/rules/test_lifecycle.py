@@ -45,6 +45,7 @@ LEGAL = {
     (State.FILING, Change.DEFER): State.WAITING,
     (State.FILING, Change.FAIL): State.FAILED,
     (State.SENT, Change.BOUNCE): State.BOUNCED,
+    (State.HANDED, Change.BOUNCE): State.BOUNCED,
     (State.HELD, Change.RELEASE): State.WAITING,
     (State.HELD, Change.DROP): State.DROPPED,
     (State.REFUSED, Change.RETRY): State.WAITING,

@@ -66,7 +66,7 @@ def start(folder: Path, mode: str) -> Iterator[Site]:
         },
     )
     (folder / "server").mkdir()
-    server = mail_server(folder / "server", mode, f"inet:127.0.0.1:{port}")
+    server = mail_server(folder / "server", mode, f"inet:127.0.0.1:{port}", collector.destination)
     try:
         for name in ("Dupont", "Durand"):
             relay.client(name)
@@ -86,6 +86,9 @@ def until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(LOOK_EVERY)
+
+
+# --- mode "take" ------------------------------------------------------------------------------------------------------
 
 
 def test_a_mail_for_the_collector_leaves_with_the_run_as_it_came(site: Site) -> None:
@@ -181,3 +184,62 @@ def test_without_the_relay_the_client_comes_back_later(site: Site) -> None:
         site.relay.start()
     site.send("meg+later@welyb.fr", message=letter)
     assert site.states("meg+later@welyb.fr") == ["waiting"]
+
+
+# --- mode "rewrite" ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rewriting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    yield from start(tmp_path_factory.mktemp("rewrite"), "rewrite")
+
+
+def test_the_mail_server_sends_on_what_is_for_a_collector(rewriting: Site) -> None:
+    site = rewriting
+    letter = site.send("meg+story@welyb.fr", "meg+achats+other@welyb.fr", "ventes+dupont@welyb.fr")
+    arrived = site.collector.wait(2)
+    site.collector.forget()
+    assert {each.envelope_recipient for each in arrived} == {"story@factures-meg.fr", "other@achats.factures-meg.fr"}
+    (sender,) = {each.envelope_sender for each in arrived}
+    assert sender.startswith("retours+") and sender.endswith("@welyb.fr")
+    assert all(
+        letter.replace(b"\r\n\r\n", b"\r\nX-Welyb-Relay: welyb.fr\r\n\r\n", 1) in each.transmitted for each in arrived
+    )
+    assert site.states("meg+story@welyb.fr") == ["handed"]
+    until(lambda: site.filed("Dupont"))
+    site.relay.cli("runs", "now")
+    assert not site.collector.messages(), "it has left once"
+
+
+def test_a_failure_finds_what_was_handed_on(rewriting: Site) -> None:
+    """The report is the mail server's own, and names the collector: it comes to us and goes no further."""
+    site = rewriting
+    site.collector.change(reject=["gone@factures-meg.fr"])
+    try:
+        site.send("meg+gone@welyb.fr")
+        until(lambda: site.states("meg+gone@welyb.fr") == ["bounced"])
+    finally:
+        site.collector.change(reject=[])
+
+
+def test_what_is_refused_is_refused_in_either_mode(rewriting: Site) -> None:
+    archive = ("releve.zip", "application/zip", made.zip_of({"a.pdf": made.pdf()}))
+    with rewriting.session() as client, pytest.raises(smtplib.SMTPDataError, match=r"releve\.zip : archive ZIP"):
+        client.sendmail(SENDER, ["meg+zip@welyb.fr"], mail(SENDER, "meg+zip@welyb.fr", archive))
+    assert not rewriting.states("meg+zip@welyb.fr")
+
+
+def test_among_others_it_is_taken(rewriting: Site) -> None:
+    """Another sender would be theirs too."""
+    letter = rewriting.send("meg+among@welyb.fr", THEIRS)
+    (kept,) = rewriting.server.wait(1)
+    assert (kept.envelope_sender, kept.transmitted) == (SENDER, letter)
+    assert rewriting.states("meg+among@welyb.fr") == ["waiting"]
+
+
+def test_a_document_of_the_application_is_not_sent_back_to_it(rewriting: Site) -> None:
+    to = "meg+origin@welyb.fr"
+    rewriting.send(to, message=mail("factures@factures-meg.fr", to, ("m.pdf", "application/pdf", made.pdf("meg"))))
+    assert rewriting.states(to) == ["held"]
+    rewriting.relay.cli("runs", "now")
+    assert not [each for each in rewriting.collector.messages() if each.envelope_recipient.startswith("origin@")]

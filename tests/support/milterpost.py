@@ -4,7 +4,6 @@ Knows alone: how a snippet is laid into a main.cf, and how a test speaks as a cl
 filter's address alone is changed in the snippet, for each test has a port of its own.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.collector import Collector
@@ -20,12 +19,9 @@ def snippet(mode: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def mail_server(folder: Path, mode: str, milter: str, more: Mapping[str, str] | None = None) -> Collector:
-    """Postfix, with the mailboxes of OTHERS and the relay at `milter`, Postfix's way of writing it."""
-    settings = snippet(mode) | {"welyb_milter": milter, "smtpd_authorized_xclient_hosts": "127.0.0.0/8"}
-    return Collector.start(folder, domains=(OTHERS,), main_cf=settings | dict(more or {}))
-
-
-def plain_server(folder: Path) -> Collector:
-    """The same without a filter."""
-    return Collector.start(folder, domains=(OTHERS, "welyb.fr"), main_cf={"message_size_limit": "52428800"})
+def mail_server(folder: Path, mode: str, milter: str, collectors: str) -> Collector:
+    """Postfix, with the mailboxes of OTHERS and the relay at `milter`; anything for elsewhere it sends to `collectors`."""
+    host, _, port = collectors.rpartition(":")
+    ours = {"welyb_milter": milter, "smtpd_authorized_xclient_hosts": "127.0.0.0/8"}
+    elsewhere = {"default_transport": f"smtp:[{host}]:{port}", "minimal_backoff_time": "1s"}
+    return Collector.start(folder, domains=(OTHERS,), main_cf=snippet(mode) | ours | elsewhere)
