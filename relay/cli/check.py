@@ -101,6 +101,7 @@ def _findings(config: Config, ruleset: RuleSet) -> Iterator[Finding]:
     yield from _certificate(config)
     yield from _antivirus(config)
     yield from _proxy(config)
+    yield from _milter(config)
     yield from _dkim(config)
     yield from _store(config, ruleset)
     yield from _destinations(config, ruleset)
@@ -245,6 +246,25 @@ def _antivirus(config: Config) -> Iterator[Finding]:
     away = isinstance(found, Away)
     finding = f"{config.antivirus.clamd}: {found.why if away else found}"
     yield Finding("antivirus", not away, finding, found.remedy if away else "")
+
+
+def _milter(config: Config) -> Iterator[Finding]:
+    """Whoever can connect there is believed: it says which client it speaks for, and that it is trusted."""
+    from relay.config import milter_place
+    from rules.access import is_trusted, networks
+
+    loopback = networks(("127.0.0.0/8", "::1/128"))
+    for text in config.milter.listen:
+        place, remedy = milter_place(text), ""
+        if isinstance(place, Path):
+            if not place.parent.is_dir():
+                remedy = f"install -d -m 750 {place.parent}"
+        elif not is_trusted(place[0], loopback):
+            remedy = t(
+                "écoutez sur 127.0.0.1 ou unix: : qui s'y connecte parle pour n'importe quel client",
+                "listen on 127.0.0.1 or unix: : who connects there speaks for any client",
+            )
+        yield Finding("milter", not remedy, f"{text} ({config.milter.mode})", remedy)
 
 
 def _dkim(config: Config) -> Iterator[Finding]:

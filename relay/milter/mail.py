@@ -26,7 +26,7 @@ from relay.milter.answers import (
     Progress,
     ReplyCode,
 )
-from relay.milter.commands import EndOfHeaders, Header
+from relay.milter.commands import EndOfHeaders, Header, ProtocolError
 from relay.store.intake import NewDelivery
 from rules import path, replies
 from rules.replies import Reply
@@ -53,6 +53,7 @@ class Mail:
         self._transaction: Transaction | None = None
         self._ours: list[Ours] = []
         self._others = 0
+        self._shown = False
 
     @property
     def concerns_us(self) -> bool:
@@ -62,6 +63,8 @@ class Mail:
 
     async def recipient(self, argument: bytes) -> Answer:
         """One RCPT: judged where it is ours, else none of our business."""
+        if self._shown:
+            raise ProtocolError("a recipient after the mail's first octet: it would be told yes, and nothing be stored")
         found = path.parse(argument)
         if not self._is_ours(argument, found):
             self._others += 1
@@ -102,6 +105,7 @@ class Mail:
 
     def feed(self, octets: bytes) -> None:
         """Nothing is kept of a mail without a recipient of ours, or of one that is refused already."""
+        self._shown = True
         if not self._ours or self._refused is not None or not octets:
             return
         transaction = self._begun()
@@ -146,7 +150,7 @@ class Mail:
         log.taken(reply.lines[-1].rpartition(" ")[2], queue=queue, others=self._others)
         if not self._others and not transaction.handed:
             return (Discard(),)
-        taken = [DeleteRecipient(each.path) for each in self._ours]
+        taken = [DeleteRecipient(known) for known in dict.fromkeys(each.path for each in self._ours)]
         return (*taken, *self._handed(transaction.handed), Continue())
 
     def _handed(self, deliveries: Sequence[NewDelivery]) -> Iterator[Answer]:

@@ -149,6 +149,12 @@ def test_ours_among_others_is_stored_and_deleted_there(door: Door) -> None:
     assert len(door.stored()) == 1 and len(door.stored(table="delivery")) == 2
 
 
+def test_a_recipient_named_twice_is_deleted_once(door: Door) -> None:
+    with door.client() as mta:
+        assert mta.post(SENDER, [MEG, MEG, THEIRS], invoice()) == [(b"-", f"<{MEG}>\0".encode()), CONTINUE]
+    assert len(door.stored(table="delivery")) == 1
+
+
 def test_theirs_alone_is_not_looked_at(door: Door) -> None:
     with door.client() as mta:
         mta.mail(SENDER)
@@ -378,6 +384,10 @@ def test_no_more_body_where_the_rest_is_in_vain(open_door: Open) -> None:
         pytest.param([(b"B", b"x")], id="body-without-mail"),
         pytest.param([(b"E", b"")], id="end-without-mail"),
         pytest.param([(b"T", b"")], id="data-without-mail"),
+        pytest.param(
+            [(b"M", b"<>\0"), (b"N", b""), (b"R", b"<ventes+dupont@welyb.fr>\0")],
+            id="rcpt-after-the-mail",
+        ),
         pytest.param([(b"O", b"\0" * 12)], id="second-negotiation"),
         pytest.param([(b"?", b"")], id="unknown"),
         pytest.param([(b"M", b"")], id="mail-of-nobody"),

@@ -396,6 +396,7 @@ def test_check_tells_each_fault_with_its_remedy(tmp_path: Path) -> None:
     with NameServer("factures-meg.fr. MX 10 mx.factures-meg.fr.\nmx.factures-meg.fr. A 127.0.0.1") as server:
         relay.configure({"delivery": {"dns": [server.address]}, "dkim": {"selector": "absent"}})
         relay.configure({"smtp": {"certificate": "none.pem", "key": "none.key"}})
+        relay.configure({"milter": {"listen": ["unix:nowhere/milter.sock"]}})
         (relay.folder / "var").mkdir(mode=0o755)
         for name in ("Dupont", "DUPONT"):
             relay.client(name)
@@ -405,8 +406,10 @@ def test_check_tells_each_fault_with_its_remedy(tmp_path: Path) -> None:
     faults = {subject for subject, row in found.items() if not row["ok"]}
     ours = {subject for subject in faults if subject.startswith("published ")}
     assert "published MX welyb.fr." in ours  # and all the others: the name server knows nothing of us
-    assert faults - ours == {"data", "dkim", "certificate", "clients", "dns achats.factures-meg.fr"}
+    assert faults - ours == {"data", "dkim", "certificate", "clients", "milter", "dns achats.factures-meg.fr"}
     assert all(found[subject]["remedy"] for subject in faults)
+    relay.configure({"milter": {"listen": ["inet:0.0.0.0:8891"]}})
+    assert not findings(relay)[1]["milter"]["ok"]
     assert found["dns factures-meg.fr"]["finding"] == "mx.factures-meg.fr[127.0.0.1]:25"
     assert code == 1
 
