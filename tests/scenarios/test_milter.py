@@ -1,6 +1,7 @@
 """The relay behind a real Postfix, with the settings of deploy/postfix as they stand."""
 
 import smtplib
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rules import replies
+from tests.support import debian
 from tests.support import documents as made
 from tests.support.clients import mail
 from tests.support.collector import Collector
@@ -184,6 +186,39 @@ def test_without_the_relay_the_client_comes_back_later(site: Site) -> None:
         site.relay.start()
     site.send("meg+later@welyb.fr", message=letter)
     assert site.states("meg+later@welyb.fr") == ["waiting"]
+
+
+# --- another mail server's idea of the protocol -----------------------------------------------------------------------
+
+SCRIPT = """
+conn = mt.connect("inet:%d@127.0.0.1")
+assert(mt.conninfo(conn, "mail.dupont.example", "127.0.0.1") == nil)
+assert(mt.helo(conn, "mail.dupont.example") == nil)
+assert(mt.mailfrom(conn, "<compta@cabinet.example>") == nil)
+mt.rcptto(conn, "<meg+@welyb.fr>")
+assert(mt.getreply(conn) == SMFIR_REPLYCODE)
+mt.rcptto(conn, "<meg+lua@welyb.fr>")
+assert(mt.getreply(conn) == SMFIR_CONTINUE)
+mt.data(conn)
+mt.header(conn, "Subject", " Facture")
+mt.eoh(conn)
+mt.bodystring(conn, "corps\\r\\n")
+mt.eom(conn)
+assert(mt.getreply(conn) == SMFIR_DISCARD)
+mt.disconnect(conn)
+"""
+
+
+def test_the_miltertest_of_opendkim(site: Site, tmp_path: Path) -> None:
+    """It counts on one answer to each packet, in its place."""
+    debian.require("miltertest")
+    place = site.relay.settings["milter"]["listen"][0]
+    (tmp_path / "mail.lua").write_text(SCRIPT % int(place.rpartition(":")[2]))
+    program = debian.root_of("miltertest") / "usr/bin/miltertest"
+    environment = {"LD_LIBRARY_PATH": debian.library_path("miltertest")}
+    done = subprocess.run([program, "-s", tmp_path / "mail.lua"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert site.states("meg+lua@welyb.fr") == ["waiting"]
 
 
 # --- mode "rewrite" ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ UNPACKED = {
     "knot": "usr/sbin/knotd",
     "opendkim": "usr/sbin/opendkim",
     "unbound": "usr/sbin/unbound",
+    "miltertest": "usr/bin/miltertest",
     "systemd": "usr/bin/systemd-analyze",
     "clamav-daemon": "usr/sbin/clamd",
     "haproxy": "usr/sbin/haproxy",
