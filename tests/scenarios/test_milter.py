@@ -1,5 +1,7 @@
 """The relay behind a real Postfix, with the settings of deploy/postfix as they stand."""
 
+import os
+import signal
 import smtplib
 import subprocess
 import time
@@ -16,6 +18,7 @@ from tests.support import documents as made
 from tests.support.clients import mail
 from tests.support.collector import Collector
 from tests.support.milterpost import OTHERS, mail_server
+from tests.support.mta import Mta
 from tests.support.partner import DOMAINS
 from tests.support.program import LOOK_EVERY, free_port
 from tests.support.relay import Relay
@@ -186,6 +189,22 @@ def test_without_the_relay_the_client_comes_back_later(site: Site) -> None:
         site.relay.start()
     site.send("meg+later@welyb.fr", message=letter)
     assert site.states("meg+later@welyb.fr") == ["waiting"]
+
+
+def test_beside_workers_and_through_a_reload(new_relay: Callable[..., Relay], tmp_path: Path) -> None:
+    """The daemon itself is the milter; the mode is read again on SIGHUP; the socket goes with it."""
+    path, to = tmp_path / "milter.sock", "meg+workers@welyb.fr"
+    relay = new_relay({"smtp": {"processes": 2}, "milter": {"listen": [f"unix:{path}"]}}).start()
+    with Mta(str(path)) as mta:
+        assert mta.client("127.0.0.1").post(SENDER, [to], mail(SENDER, to, INVOICE)) == [(b"d", b"")]
+        relay.configure({"milter": {"mode": "rewrite"}})
+        os.kill(relay.program.pid, signal.SIGHUP)
+        until(lambda: "reloaded" in relay.program.err.read_text())
+        edits = mta.post(SENDER, [to], mail(SENDER, to, INVOICE))
+    assert [letter for letter, _ in edits] == [b"-", b"+", b"h", b"e", b"c"]
+    assert sorted(row["state"] for row in relay.json("queue", "list")) == ["handed", "waiting"]
+    assert relay.stop() == 0
+    assert not path.exists()
 
 
 # --- another mail server's idea of the protocol -----------------------------------------------------------------------
