@@ -95,11 +95,18 @@ class Mail:
             return replies.DISK_LOW
         if len(self._ours) >= MAX_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
-        judged = self._intake.recipient(found, self._envelope.peer)
+        return await self._ask(found, self._envelope)
+
+    async def _ask(self, found: path.Path, envelope: Envelope) -> Recipient | Reply:
+        peer, throttles = envelope.peer, self._intake.throttles
+        held = throttles.held(found, peer, envelope.sender)
+        if held is not None:
+            return held
+        judged = self._intake.recipient(found, peer, envelope.sender)
         if judged is None:  # an unknown client may be a folder made a minute ago
             await self._intake.list_clients()
-            judged = self._intake.recipient(found, self._envelope.peer)
-        return judged or replies.UNKNOWN
+            judged = self._intake.recipient(found, peer, envelope.sender)
+        return throttles.judged(found, peer, judged or replies.UNKNOWN)
 
     # --- octets -----------------------------------------------------------------------------------------------------
 

@@ -195,6 +195,16 @@ def test_what_is_refused_at_the_end_is_refused_for_all(door: Door) -> None:
     assert not door.stored() and len(door.stored(table="refusal")) == 1
 
 
+def test_a_stranger_that_asks_for_too_many_unknown_addresses(open_door: Open) -> None:
+    door = open_door("[throttle]", 'unknown = "2 / hour"')
+    with door.client("192.0.2.7") as mta:
+        mta.mail(SENDER)
+        for name in "ab":
+            assert mta.rcpt(f"ventes+{name}@welyb.fr") == reply(replies.UNKNOWN)
+        assert mta.rcpt("ventes+c@welyb.fr") == mta.rcpt(VENTES) == reply(replies.THROTTLED)
+        assert mta.rcpt(THEIRS) == CONTINUE
+
+
 def test_a_client_made_a_minute_ago(door: Door) -> None:
     with door.client() as mta:
         mta.mail(SENDER)
