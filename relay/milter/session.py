@@ -100,24 +100,26 @@ class Session:
 
     def _begin(self, command: commands.Mail) -> None:
         self.drop_mail()
-        told = self._macros.pop(b"M", {})  # of this mail only
+        user = self._macros.pop(b"M", {}).get(b"{auth_authen}", b"")  # of this mail only
         sender = path.parse(command.path or b"<>")  # Postfix, of its own mail: without brackets
         if isinstance(sender, path.Problem):
             self._mail = Mail(self._intake, None, path.REPLIES[sender])
             return
-        envelope = self._envelope(sender.address, told.get(b"{auth_authen}", b""))
+        envelope = self._envelope(sender.address, user)
         self._mail = Mail(self._intake, envelope, self._too_big(command))
 
-    def _envelope(self, sender: str, authenticated: bytes) -> Envelope | None:
+    def _envelope(self, sender: str, user: bytes) -> Envelope | None:
         """None where the MTA does not know whom it speaks with: nobody could be judged."""
         if self._peer is None:
             return None
+        peer = self._peer
+        if user:  # the MTA's, trusted as ours would be (domain.md §4: authenticated submission)
+            peer = access.Peer(peer.ip, trusted=True, user=_printable(user) or "?")
         tls = _printable(self._macros.get(b"H", {}).get(b"{tls_version}", b""))
         return Envelope(
-            # Whom the MTA authenticated is trusted as if it were us (domain.md §4: authenticated submission).
-            peer=access.Peer(self._peer.ip, trusted=True) if authenticated else self._peer,
+            peer=peer,
             helo=self._helo,
-            protocol=f"ESMTP{'S' if tls else ''}{'A' if authenticated else ''}",  # RFC 3848
+            protocol=f"ESMTP{'S' if tls else ''}{'A' if user else ''}",  # RFC 3848
             tls=tls,
             sender=sender,
         )

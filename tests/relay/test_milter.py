@@ -300,7 +300,7 @@ def test_a_client_that_authenticated_at_the_mta_is_trusted_for_that_mail(door: D
         assert mta.post(SENDER, [MEG], invoice()) == TAKEN
         mta.mail(SENDER)
         assert mta.rcpt(MEG) == reply(replies.NOT_ALLOWED)
-    assert door.stored("peer, protocol, trusted, tls") == [("2001:db8::7", "ESMTPSA", 1, "TLSv1.3")]
+    assert door.stored("peer, protocol, trusted, user, tls") == [("2001:db8::7", "ESMTPSA", 1, "compta", "TLSv1.3")]
 
 
 def test_another_client_on_the_same_connection(door: Door) -> None:
