@@ -20,6 +20,7 @@ UNPACKED = {
     "opendkim": "usr/sbin/opendkim",
     "unbound": "usr/sbin/unbound",
     "miltertest": "usr/bin/miltertest",
+    "prometheus": "usr/bin/promtool",
     "systemd": "usr/bin/systemd-analyze",
     "clamav-daemon": "usr/sbin/clamd",
     "haproxy": "usr/sbin/haproxy",
