@@ -46,6 +46,11 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
+def plain(ip: str) -> str:
+    """`ip`, but an IPv4 address seen through a dual-stack socket (::ffff:192.0.2.1) as the IPv4 address that it is."""
+    return ip[7:] if ip[:7].lower() == "::ffff:" and "." in ip else ip
+
+
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
     """Does `peer`, an IP address in text, lie in one of the trusted networks? An unreadable one never does."""
     try:

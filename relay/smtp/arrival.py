@@ -43,9 +43,9 @@ class Arrival(Conversation):
     @property
     def peer_ip(self) -> str:
         if isinstance(self._client, proxied.Client):
-            return self._client.ip
+            return access.plain(self._client.ip)
         peer: Any = self.session.peer if self.session is not None else None
-        return str(peer[0]) if isinstance(peer, tuple) else "127.0.0.1"  # a Unix socket has no address
+        return access.plain(str(peer[0])) if isinstance(peer, tuple) else "127.0.0.1"  # a Unix socket has no address
 
     @property
     def is_idle(self) -> bool:

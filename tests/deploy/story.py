@@ -18,6 +18,11 @@ def become() -> None:
     os.setuid(account.pw_uid)
 
 
+# Port 25 is systemd's to bind.
+settings = Path("/etc/welyb-relay/relay.toml").read_text()
+assert 'listen = ["0.0.0.0:25"]' in settings
+Path("/tmp/relay.toml").write_text(settings.replace("0.0.0.0:25", "127.0.0.1:0"))
+os.environ["WELYB_RELAY_CONFIG"] = "/tmp/relay.toml"
 unit = Path("/lib/systemd/system/welyb-relay.service").read_text()
 command = re.search(r"(?m)^ExecStart=(.*)$", unit)[1].split()
 relay = subprocess.Popen(command, preexec_fn=become, stdout=subprocess.PIPE, text=True, cwd="/")

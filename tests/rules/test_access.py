@@ -218,3 +218,18 @@ def test_nobody_is_trusted_where_no_network_is() -> None:
 def test_a_bad_network_is_named() -> None:
     with pytest.raises(ValueError, match=r"192\.0\.2\.1/24"):
         access.networks(["127.0.0.0/8", "192.0.2.1/24"])
+
+
+@pytest.mark.parametrize(
+    ("seen", "meant"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::FFFF:192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("::1", "::1"),
+        ("::ffff:1", "::ffff:1"),
+    ],
+)
+def test_an_address_seen_through_a_dual_stack_socket(seen: str, meant: str) -> None:
+    assert access.plain(seen) == meant

@@ -173,6 +173,7 @@ def test_one_socket_for_both_kinds_of_address(relays: list[Relay], tmp_path: Pat
         raise
     assert bound(relay) == [f"[::]:{port}"]
     assert CLIENTS["python"](port, SENDER, [MEG], mail(SENDER, MEG, PDF)).accepted  # 127.0.0.1, trusted as such
+    assert "peer=127.0.0.1 " in relay.program.err.read_text()
 
 
 def test_those_of_another_process_are_left_alone(relays: list[Relay], tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def test_what_a_relay_is_asked_around_the_envelope(relay: Relay) -> None:
             assert said(dialogue, verb) == (
                 "252 2.5.0 Verification non disponible, envoyez le message (cannot verify, send the mail)"
             )
-        for verb in ("AUTH PLAIN AGEAYg==", "ETRN ailleurs.example", "TURN", f"SEND FROM:<{VICTIM}>", "XCLIENT NAME=a"):
+        assert said(dialogue, "AUTH PLAIN AGEAYg==") == "502 5.5.1 Commande non disponible (command not implemented)"
+        for verb in ("ETRN ailleurs.example", "TURN", f"SEND FROM:<{VICTIM}>", "XCLIENT NAME=a"):
             assert said(dialogue, verb) == "500 5.5.1 Commande inconnue (command not recognized)"
 
 
