@@ -131,7 +131,8 @@ class Chapter:
         said = done.stdout
         for told, real in reversed(places(relay)):
             said = said.replace(real, told)
-        assert done.returncode == 0, f"$ {line}\nexit {done.returncode}\n{said}"
+        fault = re.search(r" False |(?m:^GAP )", level(said)) if re.search(r"\b(check|dns)\b", line) else None
+        assert done.returncode == bool(fault), f"$ {line}\nexit {done.returncode}\n{said}"
         return said
 
     def end(self) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from tests.deploy.page import PROJECT, Chapter, chapters
+from tests.deploy.published import as_published
 from tests.support import documents as made
 from tests.support.clients import CLIENTS, mail
 from tests.support.collector import Collector
 from tests.support.desk import Desk
 from tests.support.firm import AT_ONCE, COLLECTORS, SENDERS
+from tests.support.nameserver import NameServer
 from tests.support.program import LOOK_EVERY, free_port
 from tests.support.relay import Relay
 
@@ -46,12 +48,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def new_relay(folder: Path, collector: Collector) -> Iterator[Callable[[str], Relay]]:
+def new_relay(folder: Path, collector: Collector, server: NameServer) -> Iterator[Callable[[str], Relay]]:
     found: list[Relay] = []
 
     def make(name: str) -> Relay:
         found.append(Relay(folder / name if name else folder, AT_ONCE))
         found[-1].configure({"delivery": {"routes": dict.fromkeys((*COLLECTORS, SENDERS), collector.destination)}})
+        found[-1].configure({"delivery": {"dns": [server.address]}})
         found[-1].configure({"relay": {"keep_bodies": "30 days", "language": "en"}})
         return found[-1]
 
@@ -67,6 +70,13 @@ def relay(new_relay: Callable[[str], Relay]) -> Relay:
     (relay.client(CLIENT) / "Achats").mkdir()
     put(relay, "ancien.pdf")
     return relay
+
+
+@pytest.fixture
+def server() -> Iterator[NameServer]:
+    """What DNS says of us: nothing yet."""
+    with NameServer() as server:
+        yield server
 
 
 @pytest.fixture
@@ -121,15 +131,16 @@ def received(collector: Collector) -> int:
     return len([one for one in collector.messages() if one.envelope_recipient == ADDRESS])
 
 
-def test_at_night(relay: Relay, open_chapter: Open) -> None:
+def test_at_night(relay: Relay, server: NameServer, open_chapter: Open) -> None:
     connected(relay)
+    server.publish(as_published(Desk(relay)))
     Desk(relay).here("runs", "now")
     with open_chapter("At night, first", relay) as chapter:
         chapter.do()
         chapter.do()
 
 
-def test_the_first_hour(relay: Relay, open_chapter: Open) -> None:
+def test_the_first_hour(relay: Relay, server: NameServer, open_chapter: Open) -> None:
     with open_chapter("The first hour", relay) as chapter:
         chapter.do(VERSION="0.1.0")
         told = chapter.settings()
@@ -145,6 +156,8 @@ def test_the_first_hour(relay: Relay, open_chapter: Open) -> None:
         send(relay, f"ventes+{CLIENT}@welyb.fr", "vente.pdf")
         filed(relay, "vente.pdf")
         put(relay, "depot.pdf")
+        chapter.do()
+        server.publish(as_published(Desk(relay)))
         chapter.do()
 
 
@@ -213,13 +226,19 @@ def test_a_full_disk(relay: Relay, open_chapter: Open) -> None:
         chapter.do()
 
 
-def test_keys(relay: Relay, open_chapter: Open) -> None:
+def test_keys(relay: Relay, server: NameServer, open_chapter: Open) -> None:
     relay.start()
-    Desk(relay).here("keys", "create", "k1")
-    relay.configure({"dkim": {"selector": "k1"}})
+    Desk(relay).here("keys", "create", "k1", "--kind", "both")
+    relay.configure({"dkim": {"selector": ["k1", "k1-ed"]}})
+    server.publish(as_published(Desk(relay)))
+    relay.stop()
+    relay.start()
     with open_chapter("Keys", relay) as chapter:
-        chapter.do(SELECTOR="k2")
+        chapter.do()
+        server.publish(as_published(Desk(relay)))
+        chapter.do()
         relay.configure(chapter.settings())
+        chapter.do()
         chapter.do()
 
 
