@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from relay import config
+from relay.cli import cli
 from tests.support.debian import SYSTEM_PATH, require
 from tests.support.relay import Relay, command
 
@@ -137,6 +140,19 @@ class Chapter:
 
     def end(self) -> None:
         assert self.blocks == [], "not done by any test"
+
+
+def understood(words: list[str]) -> click.Command:
+    """The verb of ours that `welyb-relay` is given here; its options and arguments are such that it would begin."""
+    verb: click.Command = cli
+    name, rest = "welyb-relay", list(words)
+    context = click.Context(cli, info_name=name)
+    while isinstance(verb, click.Group):
+        found, below, rest = verb.resolve_command(context, rest)
+        assert found and below, f"no such verb: {words}"
+        verb, name = below, found
+    verb.make_context(name, rest, parent=context)
+    return verb
 
 
 def called(line: str) -> set[str]:
