@@ -1,4 +1,4 @@
-"""deploy/zone.example as what DNS says: its records, with the keys and addresses of this installation in place of the example's.
+"""deploy/zone.example as what DNS says: its records, with the keys and addresses of this installation.
 
 Knows alone: that the example's keys are nobody's and its addresses documentation's (RFC 5737), so that they are exchanged,
 and nothing else.

@@ -1,4 +1,4 @@
-"""deploy/Containerfile without an engine: each instruction against what it names in the tree, the package and Debian's index.
+"""deploy/Containerfile without an engine: each instruction against what it names in the tree, the package, Debian.
 
 Limits: no image is built; that what it installs works is shown by test_package.py, whose package it is.
 """

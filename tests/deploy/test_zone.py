@@ -1,4 +1,4 @@
-"""deploy/zone.example: a zone that a name server takes, that says what `dns` says, and in which `dns --verify` finds no gap."""
+"""deploy/zone.example: a name server takes it, it says what `dns` says, and `dns --verify` finds no gap in it."""
 
 import re
 from pathlib import Path
