@@ -167,7 +167,7 @@ def looked_up(line: str) -> None:
     for word in words:
         if program == "systemctl" and "." in word:
             assert word in UNITS, line
-        elif word.startswith(("welyb-relay", "./welyb-relay")):
+        elif (program == "apt-get" and word is not words[0]) or word.startswith("welyb-relay"):
             assert word.removeprefix("./").split("_")[0].removesuffix(".service") == PACKAGE, line
         elif word.startswith("-"):
             assert word in OPTIONS, line

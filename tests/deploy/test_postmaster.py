@@ -3,6 +3,7 @@
 Knows alone: what happens between the blocks of a page. How a block is done is page.py's.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.page import PROJECT, Chapter, chapters
+from tests.deploy.page import PROJECT, Chapter, chapters, looked_up
 from tests.deploy.published import as_published
 from tests.support import documents as made
 from tests.support.clients import CLIENTS, mail
@@ -310,7 +311,6 @@ def test_every_chapter_with_a_block_is_done_by_a_test() -> None:
 
 def test_what_it_calls_in_its_prose_exists() -> None:
     """`welyb-relay …` in backticks is a command; a chapter named in italics is one."""
-    import re
 
     from tests.test_documents import COMMANDS
 
@@ -320,3 +320,37 @@ def test_what_it_calls_in_its_prose_exists() -> None:
     assert called and all(" ".join(words.split()[:2]) in known or words.split()[0] in known for words in called)
     named = {" ".join(words.split()) for words in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", text)}
     assert named <= set(CHAPTERS)
+
+
+def test_what_must_come_first_does() -> None:
+    """The three that cannot be undone: both machines, sent again, let go after a restoration."""
+    text = PAGE.read_text("utf-8")
+    assert text.index("**Never two relays on one store.**") < text.index("\n## ")
+    lines = [one for blocks in CHAPTERS.values() for block in blocks for one in block.text.splitlines()]
+    assert not [line for line in lines if re.search(r"\brm\b", line)], "nothing is removed by hand"
+    for title, first, then in (
+        ("Restoring", "systemctl disable --now", "welyb-relay restore"),
+        ("Restoring", "**For each, ask the collector**", "$ welyb-relay queue release"),
+        ("Restoring", "check --store --deep", "systemctl enable"),
+        ("Another machine", "systemctl disable --now", "rsync -aH"),
+        ("Another machine", "runs now --dry-run", "systemctl enable"),
+        ("A firm asks where an invoice is", "If, and only if, MEG says", "queue resend"),
+        ("Removing it", "runs now", "connections remove"),
+    ):
+        chapter = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        assert 0 <= chapter.index(first) < chapter.index(then), title
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "systemctl stop welyb-relay.service",
+        "systemctl disable --now welyb-relay.socket welyb-relay.service",
+        "systemctl start postfix.service",
+        "apt-get install ./other_1.deb",
+        "journalctl --vacuum-size=1M",
+    ],
+)
+def test_a_line_that_is_only_looked_up_is_looked_at(line: str) -> None:
+    with pytest.raises(AssertionError):
+        looked_up(line)
