@@ -26,8 +26,10 @@ say built "grep -rl $folder /usr/lib/welyb-relay /etc/welyb-relay | head -3"
 say manual "zcat /usr/share/man/fr/man1/welyb-relay-queue-hold.1.gz | grep -c Retient"
 say completion "grep -c _welyb_relay /usr/share/bash-completion/completions/welyb-relay >/dev/null && echo there"
 
+mv "$root/etc/welyb-relay/relay.toml" "$folder/relay.toml" # an upgrade must not mind
 in_root dpkg -i /tmp/two.deb >> "$folder/dpkg.log" 2>&1
 say upgraded "dpkg-query -W -f '\${Version} \${Status}' welyb-relay"
+cp "$folder/relay.toml" "$root/etc/welyb-relay/relay.toml"
 say story "python3 /tmp/story.py 2>/dev/null"
 say schema "/usr/lib/welyb-relay/bin/python -c \"
 import pysqlite3; db = pysqlite3.connect('/var/lib/welyb-relay/relay.db')
