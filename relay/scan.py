@@ -334,6 +334,10 @@ class Scanner:
 
         return write_new(self._spool, pieces(), name=base, day=now.date().isoformat())
 
+    def unseen(self, connection: Connection) -> int:
+        """How many deposits the next run would find in it. Blocks: for a thread."""
+        return sum(isinstance(decision, _TAKEN | Unsettled) for decision in self.survey(connection).decisions)
+
     # --- a dry run --------------------------------------------------------------------------------------------------
 
     def foresee(self) -> Iterator[Verdict]:
@@ -375,7 +379,7 @@ class Scanner:
             yield verdict if twin else Verdict(name, connection.client, target, "send")
 
 
-_TAKEN = (Deposit, Version, Replace, Rejudge, Empty)
+_TAKEN = Deposit | Version | Replace | Rejudge | Empty
 
 
 @dataclass(slots=True)

@@ -217,12 +217,30 @@ def remove(ctx: click.Context, number: int, reason: str, yes: bool) -> None:
     from relay.store import connections as store
     from relay.store.database import transaction
 
-    with changing(settings(ctx)) as db, transaction(db):
+    config = settings(ctx)
+    with changing(config) as db:
         found = store.connection(db, number)
         if found is None:
             raise fail(_unknown(number), 1)
+        if not yes:
+            _see_the_last(config, db, found)
+    with changing(config) as db, transaction(db):
         store.remove(db, found, at=clock.stamp(clock.now()), actor=actor(), why=reason)
     click.echo(f"{number}")
+
+
+def _see_the_last(config: Config, db: Any, found: Any) -> None:
+    """What was deposited since the last run is in no queue: disconnected now, it would never leave."""
+    from relay.ids import TokenKey
+    from relay.scan import Scanner
+    from relay.spool import Spool
+
+    spool = Spool.existing(config.relay.data / "spool")
+    scanner = Scanner(config, rules(config), db=db, spool=spool, token_key=TokenKey(b""))  # nothing is made
+    unseen = scanner.unseen(found)
+    if unseen:
+        told = f"{unseen} dépôts depuis le dernier passage ne partiraient pas : d'abord « runs now », ou --yes"
+        raise fail(t(told, f"{unseen} deposits since the last run would not leave: `runs now` first, or --yes"), 1)
 
 
 @connections.command(

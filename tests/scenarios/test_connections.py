@@ -122,15 +122,22 @@ def test_disconnected_then_connected_again_takes_a_new_baseline(firm: Firm, clie
     client.put("Achats/en file.pdf", made.pdf("en file"))
     with firm.collector_away():
         firm.run()
+    client.put("Achats/dernier.pdf", made.pdf("dernier"))
+    refused = firm.relay.cli("connections", "remove", str(number), check=False)
+    assert refused.returncode == 1 and "1 dépôts depuis le dernier passage" in refused.stderr
+    with firm.collector_away():
+        firm.run()
     firm.relay.cli("connections", "remove", str(number), "--reason", "fin de mission")
     client.put("Achats/entre deux.pdf", made.pdf("entre deux"))
     firm.run()
-    assert client.names() == ["en file.pdf", "envoye.pdf"], "what was queued still goes, and nothing else"
+    assert client.names() == ["dernier.pdf", "en file.pdf", "envoye.pdf"], (
+        "what was queued still goes, and nothing else"
+    )
     client.connect()
     os.utime(client.path / "Achats/envoye.pdf")
     client.put("Achats/apres.pdf", made.pdf("apres"))
     firm.run()
-    assert client.names() == ["apres.pdf", "en file.pdf", "envoye.pdf"]
+    assert client.names() == ["apres.pdf", "dernier.pdf", "en file.pdf", "envoye.pdf"]
 
 
 def test_readdressed_nothing_is_lost_and_nothing_sent_again(firm: Firm, client: Client) -> None:
