@@ -172,6 +172,8 @@ def test_day_to_day(relay: Relay, open_chapter: Open, folder: Path) -> None:
         chapter.do()
         assert (folder / "copy/manifest.json").exists()
         chapter.do(NUMBER=number, NAME="nouveau")
+        (folder / "password").write_text("correct horse battery staple\n")
+        chapter.do(PASSWORD=str(folder / "password"))
 
 
 def test_where_an_invoice_is(relay: Relay, collector: Collector, open_chapter: Open, folder: Path) -> None:
