@@ -101,7 +101,7 @@ def test_the_make_targets_of_both_pages_exist() -> None:
 
 def test_what_reliability_has_pytest_run_is_there() -> None:
     lines = [line for line in told(RELIABILITY) if re.search(r"(^| )pytest ", line)]
-    assert len(lines) > 5
+    assert len(lines) > 2
     for line in lines:
         words = shlex.split(line)
         for variable in [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]:
