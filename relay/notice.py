@@ -49,6 +49,8 @@ class Notices:
         return untold
 
     async def _tell_sender(self, failures: Failures) -> None:
+        if not failures:
+            return
         now = clock.now()
         match self._decide(failures[0].taken, now):
             case Tell():
@@ -82,8 +84,17 @@ class Notices:
         except ValueError:  # an envelope sender that cannot be written in a header has nobody behind it
             await self._leave(failures, "unwritable", now)
             return
-        events = _events("notified", failures, {"by": f"{base}-1"})
-        await self._queue(base, "dsn", taken.original_sender, message=message, events=events, now=now)
+        new = self._new(base, "dsn", taken.original_sender, size=len(message), now=now)
+        events = _events("notified", failures, {"by": new.id})
+
+        def add(db: Database, spool: str) -> bool:
+            if len(notices.still(db, failures)) < len(failures):
+                return False  # whoever is told to send again must not be sent again by us
+            _add(db, new, spool, events)
+            return True
+
+        if not await self._writer.write(add, message):
+            await self._tell_sender(notices.still(self._db, failures))
 
     async def _leave(self, failures: Failures, why: str, now: datetime) -> None:
         events = _events("not-notified", failures, {"why": why})
@@ -104,14 +115,14 @@ class Notices:
         letter["Auto-Submitted"] = "auto-generated"
         letter[compose.LOOP_HEADER] = self._config.relay.domain
         letter.set_content("Bonjour,\n\n" + "\n".join(lines) + "\n\nDétail : welyb-relay queue show ID\n", cte="base64")
-        await self._queue(base, "warning", self._config.relay.postmaster, message=letter.as_bytes(), events=(), now=now)
+        message = letter.as_bytes()
+        new = self._new(base, "warning", self._config.relay.postmaster, size=len(message), now=now)
+        await self._writer.write(lambda db, spool: _add(db, new, spool, ()), message)
         return True
 
-    async def _queue(
-        self, base: str, route: str, target: str, *, message: bytes, events: Sequence[Event], now: datetime
-    ) -> None:
+    def _new(self, base: str, route: str, target: str, *, size: int, now: datetime) -> intake.NewDelivery:
         at = clock.stamp(now)
-        new = intake.NewDelivery(
+        return intake.NewDelivery(
             id=f"{base}-1",
             kind="send",
             route=route,
@@ -126,15 +137,9 @@ class Notices:
             sender="",
             token="",
             outbound_message_id=f"<{base}@{self._config.relay.domain}>",
-            size=len(message),
+            size=size,
             documents=(),
         )
-
-        def add(db: Database, spool: str) -> None:
-            intake.add_own(db, new, spool)
-            write(db, at, "run", events)
-
-        await self._writer.write(add, message)
 
     def _header(self, key: str) -> bytes:
         with self._spool.open(key) as body:
@@ -149,6 +154,11 @@ class Notices:
             domain=relay.domain,
             sender_name=self._config.delivery.sender_name,
         )
+
+
+def _add(db: Database, new: intake.NewDelivery, spool: str, events: Sequence[Event]) -> None:
+    intake.add_own(db, new, spool)
+    write(db, new.created_at, "run", events)
 
 
 def _events(event: str, failures: Failures, detail: dict[str, str]) -> list[Event]:

@@ -4,13 +4,14 @@ Knows alone: how far in the history a run has told of failures, so that the run 
 failures too, and of none twice. To have queued a notification is to have told: whether it arrived is nobody's to know.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlite_utils import Database
 
 from relay import clock
-from relay.store.database import one, rows
+from relay.store.database import marks, one, rows
 from relay.store.delivery import Claimed, as_claimed
 from relay.store.directory import meta, set_meta
 
@@ -29,18 +30,27 @@ class Untold:
     latest: str  # for `told`
 
 
-_FAILED = """SELECT e.delivery, coalesce(e.detail ->> 'reply', '') FROM event e WHERE e.id > ? AND e.event = 'failed'
+_FAILED = """SELECT e.delivery, coalesce(e.detail ->> 'reply', '') FROM event e JOIN delivery d ON d.id = e.delivery
+WHERE e.id > ? AND e.id <= ? AND e.event = 'failed' AND d.state = 'failed'
 AND NOT EXISTS (SELECT 1 FROM event n
                 WHERE n.delivery = e.delivery AND n.id > e.id AND n.event IN ('notified', 'not-notified'))
 ORDER BY e.id"""
 
 
 def untold(db: Database) -> Untold:
-    """The sendings that failed since the last run that came to its end."""
+    """The sendings that failed since the last run that came to its end, and were not tried again since."""
     latest = _latest(db)
-    found: dict[str, str] = dict(rows(db, _FAILED, (int(meta(db, TOLD) or latest),)))
+    found: dict[str, str] = dict(rows(db, _FAILED, (int(meta(db, TOLD) or latest), int(latest))))
     failures = [Failure(as_claimed(db, delivery), reply) for delivery, reply in found.items()]
     return Untold(tuple(f for f in failures if f.taken.kind == "send"), latest)
+
+
+def still(db: Database, failures: Sequence[Failure]) -> tuple[Failure, ...]:
+    """Those that are failed now: one that was tried again may arrive yet."""
+    ids = [failure.taken.id for failure in failures]
+    sql = f"SELECT id FROM delivery WHERE state = 'failed' AND id IN ({marks(ids)})"
+    failed = {row[0] for row in rows(db, sql, ids)}
+    return tuple(failure for failure in failures if failure.taken.id in failed)
 
 
 def begin(db: Database) -> None:
