@@ -97,19 +97,28 @@ async def run(means: Means, horizon: datetime) -> int:
     return number
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """How far in the history people have been told of failures, and the silences that were told of."""
+
+    failures: str
+    silences: silence.Look
+
+
 def _begin(db: Database, at: str, selectors: Sequence[str]) -> int:
     notices.begin(db)
     return delivery.begin_run(db, at, selectors)
 
 
-def _finish(db: Database, number: int, *, counts: dict[str, int], at: str, told: str) -> None:
-    """Until here a run that is killed leaves its failures for the next to tell of."""
-    notices.told(db, told)
+def _finish(db: Database, number: int, *, counts: dict[str, int], at: str, told: _Told) -> None:
+    """Until here a run that is killed leaves all it had to tell to the next."""
+    notices.told(db, told.failures)
+    silence.told(db, told.silences)
     delivery.finish_run(db, number, counts, at)
 
 
-async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> str:
-    """Reports to senders, one warning to the postmaster; how far in the history they have been told of failures."""
+async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> _Told:
+    """Reports to senders, one warning to the postmaster."""
     telling = Notices(means.config, db=means.db, spool=means.spool, writer=means.writer)
     lines = []
     language = means.config.relay.language
@@ -122,13 +131,14 @@ async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> str:
     untold = await telling.tell_senders()
     failures = (f for f in untold.failures if f.taken.route not in ("dsn", "warning"))
     lines += [f"- envoi {f.taken.id} ({f.taken.client}) : {f.reply}" for f in failures]
-    for slug, since in await silence.newly_silent(means.config, means.db, means.writer, clock.now()):
+    silences = await silence.newly_silent(means.config, means.db, clock.now())
+    for slug, since in silences.found:
         facts: dict[str, str | int] = {"client": slug, "since": since.since.isoformat(), "documents": since.documents}
         lines.append(f"- {history(Reason('silent', facts), language)}")
         log.client_silent(slug)
     lines += [f"- envoi {waiting} : en attente depuis trop longtemps" for waiting in sender.tally.warned]
     await telling.warn_postmaster(lines)
-    return untold.latest
+    return _Told(untold.latest, silences)
 
 
 class Clockwork:

@@ -1,6 +1,8 @@
 """A client that usually sends, and has stopped: the postmaster is told, once."""
 
 from collections.abc import Callable
+from contextlib import closing
+from sqlite3 import connect
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.support.relay import Relay
 
 SENDER = "compta@cabinet.example"
 WEEKS = ("2026-03-02", "2026-03-09", "2026-03-16")
+FULL = "SELECT RAISE(FAIL, 'the disk is full')"
 
 
 def warnings(relay: Relay) -> list[str]:
@@ -35,15 +38,20 @@ def test_a_client_that_stopped_is_named_once(new_relay: Callable[..., Relay], mo
         assert CLIENTS["python"](relay.port, SENDER, recipients, mail(SENDER, recipients[0], document)).accepted
         relay.stop()
 
-    def run(day: str) -> None:
+    def run(day: str, *, check: bool = True) -> None:
         for name, value in faked_time(f"@{day} 10:00:00").items():
             monkeypatch.setenv(name, value)
-        relay.cli("runs", "now")
+        relay.cli("runs", "now", check=check)
         for name in faked_time("+0"):
             monkeypatch.delenv(name)
 
     run("2026-03-26")
     assert warnings(relay) == []
+    with closing(connect(relay.folder / "var" / "relay.db", isolation_level=None)) as store:
+        store.execute(f"CREATE TRIGGER full BEFORE INSERT ON delivery BEGIN {FULL}; END")
+        run("2026-03-27", check=False)  # ends before the warning is queued
+        assert warnings(relay) == []
+        store.execute("DROP TRIGGER full")
     run("2026-03-27")
     run("2026-03-27")
     run("2026-03-28")
