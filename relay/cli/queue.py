@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from relay import clock
 from relay.cli.language import t
 from relay.cli.options import (
     changing,
@@ -164,6 +165,8 @@ _changing_verb(Change.DROP, "Abandonne des envois.", "Drops deliveries.")
 @yes_option
 @click.pass_context
 def resend(ctx: click.Context, wanted: Any, given: tuple[str, ...], reason: str, yes: bool) -> None:
+    from relay.daemon import token_key
+    from relay.ids import token
     from relay.store import delivery
     from relay.store.database import transaction
 
@@ -171,6 +174,8 @@ def resend(ctx: click.Context, wanted: Any, given: tuple[str, ...], reason: str,
     with changing(config) as db:
         ids = list(_selected(db, wanted, given, tuple(FINAL)))
         confirm(len(ids), "resend", yes)
+        key, now = token_key(config.relay.data), clock.now()
         with transaction(db):
-            made = [new for id_ in ids if (new := delivery.resend(db, id_, order(config, reason)))]
+            each = (delivery.resend(db, id_, order(config, reason), token=token(key, now)) for id_ in ids)
+            made = [new for new in each if new]
     _report(made, "resend")

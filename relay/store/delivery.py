@@ -149,10 +149,15 @@ def _with_carried(db: Database, taken: Claimed) -> Claimed:
 
 
 def renew_token(db: Database, taken: Claimed, token: str) -> Claimed:
-    """Another return address for a claimed delivery; inside the claim's transaction."""
-    sender = f"{BOUNCE_PREFIX}{token}@{taken.sender.rpartition('@')[2]}"
-    db.conn.execute("UPDATE delivery SET token = ?, sender = ? WHERE id = ?", (token, sender, taken.id))
+    """Another return address for a claimed delivery; inside the claim's transaction. The one before it is still known."""
+    sender = _return_to(token, taken.sender)
+    update = "UPDATE delivery SET former_token = token, token = ?, sender = ? WHERE id = ?"
+    db.conn.execute(update, (token, sender, taken.id))
     return replace(taken, sender=sender)
+
+
+def _return_to(token: str, sender: str) -> str:
+    return f"{BOUNCE_PREFIX}{token}@{sender.rpartition('@')[2]}"
 
 
 def _schedule(taken: Claimed, now: datetime, pace: Pace) -> lifecycle.Schedule:
@@ -418,17 +423,22 @@ def _put(
     db.conn.execute(f"UPDATE delivery SET {columns} WHERE id = ?", (*values.values(), delivery))
 
 
-def resend(db: Database, delivery: str, order: Order) -> str | None:
-    """A new delivery of what `delivery` took, once it has ended; its id. None where it has not, or what it needs is gone."""
+def resend(db: Database, delivery: str, order: Order, *, token: str) -> str | None:
+    """A new delivery of what `delivery` took, once it has ended; its id. None where it has not, or what it needs is gone.
+
+    `token` is for its return address, if it has one: a report on the first sending says nothing of this one.
+    """
     row = one(
         db,
-        """SELECT d.state, m.purged_at IS NOT NULL OR (d.spool = '' AND d.message IS NULL) OR d.recipient = 'erased'
+        """SELECT d.state, d.token, d.sender,
+          m.purged_at IS NOT NULL OR (d.spool = '' AND d.message IS NULL) OR d.recipient = 'erased'
         FROM delivery d
         LEFT JOIN message m ON m.id = d.message WHERE d.id = ?""",
         (delivery,),
     )
-    if row is None or row[0] not in lifecycle.FINAL or row[1]:
+    if row is None or row[0] not in lifecycle.FINAL or row[3]:
         return None
+    token, sender = (token, _return_to(token, row[2])) if row[1] else ("", row[2])
     base = delivery.rpartition("-")[0]
     taken = rows(db, "SELECT id FROM delivery WHERE id > ? AND id < ?", (f"{base}-", f"{base}."))
     new = f"{base}-{1 + max(int(str(taken_id[0]).rpartition('-')[2]) for taken_id in taken)}"
@@ -436,9 +446,9 @@ def resend(db: Database, delivery: str, order: Order) -> str | None:
         """INSERT INTO delivery (id, message, kind, route, client, connection, recipient, target, domain, state, created_at,
           due_at, expires_at, sender, token, outbound_message_id, author, spool, size)
         SELECT ?, message, kind, route, client, connection, recipient,
-          CASE kind WHEN 'file' THEN recipient ELSE target END, domain, 'waiting', ?, ?, ?, sender, token,
+          CASE kind WHEN 'file' THEN recipient ELSE target END, domain, 'waiting', ?, ?, ?, ?, ?,
           outbound_message_id, author, spool, size FROM delivery WHERE id = ?""",
-        (new, order.at, order.due_at, order.expires_at, delivery),
+        (new, order.at, order.due_at, order.expires_at, sender, token, delivery),
     )
     db.conn.execute(
         "INSERT INTO delivery_document SELECT ?, document, sha256, target FROM delivery_document WHERE delivery = ?",

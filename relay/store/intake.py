@@ -280,14 +280,21 @@ def add_own(db: Database, new: NewDelivery, spool: str) -> None:
     db.conn.execute("UPDATE delivery SET spool = ? WHERE id = ?", (spool, new.id))
 
 
+_OF_TOKEN = """SELECT id, target, state, 1 FROM delivery WHERE token = :token AND token <> ''
+UNION ALL SELECT id, target, state, 0 FROM delivery WHERE former_token = :token AND former_token <> '' ORDER BY id"""
+
+
 def record_bounce(db: Database, token: str, bounce: Bounce | None, *, message: str, at: str) -> None:
-    """A report for `token` finds its delivery: `failed` withdraws « validé », anything else joins the history."""
-    found = rows(db, "SELECT id, target, state FROM delivery WHERE token = ? ORDER BY id", (token,))
+    """A report for `token` finds its delivery: `failed` withdraws « validé », anything else joins the history.
+
+    So does one for an earlier attempt, which left under another token: it says nothing of the last.
+    """
+    found = rows(db, _OF_TOKEN, {"token": token})
     meant = [row for row in found if bounce and row[1].lower() == bounce.final_recipient.lower()] or found
-    for delivery, _, state in meant:
+    for delivery, _, state, last in meant:
         text = (bounce.text or bounce.status) if bounce else ""
         detail = {"action": bounce.action if bounce else "", "status": bounce.status if bounce else "", "text": text}
-        failed = bounce is not None and bounce.action == "failed" and len(meant) == 1
+        failed = bounce is not None and bounce.action == "failed" and len(meant) == 1 and last
         target = after(State(state), Change.BOUNCE) if failed else None
         if target is None:
             write(db, at, "smtp", [Event("reported", message=message, delivery=delivery, detail=detail)])

@@ -104,6 +104,7 @@ CREATE TABLE delivery (
     claim INTEGER,                     -- the run that took it last
     sender TEXT NOT NULL DEFAULT '',   -- envelope sender as it leaves
     token TEXT NOT NULL DEFAULT '',
+    former_token TEXT NOT NULL DEFAULT '', -- of earlier attempts, where the token was renewed
     outbound_message_id TEXT NOT NULL DEFAULT '',
     author TEXT NOT NULL DEFAULT '',   -- From of the message of ours that a mail's documents leave in; '' = as it came
     spool TEXT NOT NULL DEFAULT '',    -- the bytes of a message of ours; a mail's are its message's
@@ -122,6 +123,7 @@ CREATE INDEX delivery_by_state ON delivery (state, id);
 CREATE INDEX delivery_by_client ON delivery (client, id) WHERE client <> '';
 CREATE INDEX delivery_by_target ON delivery (target, id);
 CREATE INDEX delivery_by_token ON delivery (token) WHERE token <> '';
+CREATE INDEX delivery_by_former_token ON delivery (former_token) WHERE former_token <> '';
 CREATE INDEX delivery_by_message ON delivery (message) WHERE message IS NOT NULL;
 CREATE INDEX delivery_by_spool ON delivery (spool) WHERE spool <> '';
 CREATE INDEX delivery_of_dsn ON delivery (created_at) WHERE route = 'dsn';

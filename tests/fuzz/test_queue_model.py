@@ -58,12 +58,13 @@ class Known:
 
     state: State
     target: str
-    group: str  # the mail or deposit it belongs to
+    group: str  # the mail or deposit it belongs to, and whose token it has
     key: tuple[str, str, str] | None = None  # of a repeat: Message-ID, content, target
     twin: str | None = None
     in_hand: Claimed | None = None
     bytes_kept: bool = True
     at: datetime = NOON  # of the mail
+    token: str = ""  # its own, once it was sent again
     stale: list[tuple[Claimed, int]] = field(default_factory=list)
 
 
@@ -266,13 +267,14 @@ class Queue(RuleBasedStateMachine):
     @rule(target=deliveries, which=deliveries)
     def resend(self, which: str) -> object:
         known = self.known[which]
+        token = f"{len(self.known):0>16}"
         with transaction(self.db):
-            new = delivery.resend(self.db, which, order(self.now))
+            new = delivery.resend(self.db, which, order(self.now), token=token)
         assert (new is not None) is (known.state in FINAL and known.bytes_kept)
         if new is None:
             return multiple()
         assert new not in self.known
-        self.known[new] = Known(State.WAITING, known.target, known.group, known.key, at=known.at)
+        self.known[new] = Known(State.WAITING, known.target, known.group, known.key, at=known.at, token=token)
         return new
 
     # --- what comes back
@@ -283,8 +285,12 @@ class Queue(RuleBasedStateMachine):
         known = self.known[which]
         bounce = Bounce(action, "5.1.1", "no", known.target.upper())
         with transaction(self.db):
-            intake.record_bounce(self.db, f"{known.group:a<16}", bounce, message="", at=clock.stamp(self.now))
-        same = [i for i, k in self.known.items() if k.group == known.group and k.target == known.target]
+            intake.record_bounce(
+                self.db, known.token or f"{known.group:a<16}", bounce, message="", at=clock.stamp(self.now)
+            )
+        same = [
+            i for i, k in self.known.items() if (k.group, k.token, k.target) == (known.group, known.token, known.target)
+        ]
         if action is Action.FAILED and len(same) == 1 and known.state is State.SENT:
             known.state = State.BOUNCED
 

@@ -444,10 +444,10 @@ def test_resend_is_a_new_delivery_of_the_same(db: Database) -> None:
     put(db, mail("m1", COLLECTOR, OTHER))
     sent(db)
     with transaction(db):
-        assert delivery.resend(db, "m1-2", order()) is None  # it waits still
-        assert delivery.resend(db, "none-1", order()) is None
-        assert delivery.resend(db, "m1-1", order()) == "m1-3"
-        assert delivery.resend(db, "m1-1", order()) == "m1-4"
+        assert delivery.resend(db, "m1-2", order(), token="again") is None  # it waits still
+        assert delivery.resend(db, "none-1", order(), token="again") is None
+        assert delivery.resend(db, "m1-1", order(), token="again") == "m1-3"
+        assert delivery.resend(db, "m1-1", order(), token="again") == "m1-4"
     new, old = listing.queue(db, Filter(ids=("m1-3",))), listing.queue(db, Filter(ids=("m1-1",)))
     a, b = next(new), next(old)
     same = ("message", "message_id", "documents", "kind", "route", "recipient", "target", "size")
@@ -456,12 +456,45 @@ def test_resend_is_a_new_delivery_of_the_same(db: Database) -> None:
     assert told(db, "m1-3") == ["resent"]
 
 
+def test_a_report_on_the_first_sending_says_nothing_of_the_second(db: Database) -> None:
+    put(db, mail("m1", COLLECTOR))
+    sent(db)
+    with transaction(db):
+        assert delivery.resend(db, "m1-1", order(), token="b" * 16) == "m1-2"
+    db.conn.execute("UPDATE delivery SET state = 'sent'")
+    assert column(db, "sender", "m1-2") == f"retours+{'b' * 16}@welyb.fr"
+    bounced(db, FAILED)
+    assert states(db) == {"m1-1": "bounced", "m1-2": "sent"}
+    put(db, mail("b2", documents=(), message_id="<b2@far>", bounces=[("b" * 16, FAILED)]))
+    assert states(db) == {"m1-1": "bounced", "m1-2": "bounced"}
+
+
+def test_what_left_with_the_null_sender_does_so_again(db: Database) -> None:
+    (given,) = mail("m1", COLLECTOR).deliveries
+    with transaction(db):
+        intake.add_own(db, replace(given, sender="", token="", state=State.SENT, documents=()), "s/seg/0/9")
+        assert delivery.resend(db, "m1-1", order(), token="b" * 16) == "m1-2"
+    assert (column(db, "sender", "m1-2"), column(db, "token", "m1-2")) == ("", "")
+
+
+def test_a_report_on_an_earlier_attempt_joins_the_history(db: Database) -> None:
+    put(db, mail("m1", COLLECTOR))
+    (taken,) = claim(db)
+    with transaction(db):
+        delivery.renew_token(db, taken, "b" * 16)
+    record(db, taken, Result(Change.SUCCEED_SEND))
+    bounced(db, FAILED)
+    assert (states(db), told(db, "m1-1")[-1]) == ({"m1-1": "sent"}, "reported")
+    put(db, mail("b2", documents=(), message_id="<b2@far>", bounces=[("b" * 16, FAILED)]))
+    assert states(db) == {"m1-1": "bounced"}
+
+
 def test_what_has_no_bytes_left_is_not_sent_again(db: Database) -> None:
     put(db, mail("m1", COLLECTOR))
     sent(db)
     with transaction(db):
         retention.forget_bodies(db, clock.stamp(NOON + QUARTER), clock.stamp(NOON + QUARTER), 10)
-        assert delivery.resend(db, "m1-1", order()) is None
+        assert delivery.resend(db, "m1-1", order(), token="again") is None
 
 
 # --- deposits and their twins -----------------------------------------------------------------------------------------
@@ -788,7 +821,7 @@ def test_bytes_stay_while_anything_may_still_need_them(db: Database, state: Stat
 def test_what_is_sent_again_keeps_the_bytes_it_shares(db: Database, connected: Connection) -> None:
     deposit(db, connected, "d1", "facture.pdf")
     db.conn.execute("UPDATE delivery SET state = 'sent', spool = 's/seg/0/5' WHERE id = 'd1-1'")
-    assert delivery.resend(db, "d1-1", order())
+    assert delivery.resend(db, "d1-1", order(), token="again")
     db.conn.execute("UPDATE delivery SET created_at = '2020' WHERE id = 'd1-1'")
     with transaction(db):
         assert retention.forget_bodies(db, "2021", "2026", 10) == [], "the second still needs them"
@@ -838,7 +871,8 @@ def test_claims_and_pages_walk_an_index_however_long_the_queue(db: Database) -> 
     retention.forget_bodies(db, clock.stamp(NOON), clock.stamp(NOON), 10)
     listing.body_key(db, "m1-1")
     retention.is_referred_to(db, "s/seg/0/1")
-    delivery.resend(db, "m1-1", order())
+    delivery.resend(db, "m1-1", order(), token="again")
+    bounced(db, FAILED)
     db.conn.set_trace_callback(None)
     assert len(asked) > 10
     small = ("SCAN c", "SCAN connection", "SCAN step", "SCAN i USING", "SCAN CONSTANT ROW", "SCAN (subquery")
