@@ -30,7 +30,7 @@ class StsPolicy:
 
 
 _WSP = r"[ \t]*"
-_VERSION = re.compile(rf"v{_WSP}={_WSP}STSv1{_WSP}(?:;|\Z)")
+_VERSION = re.compile(rf"v{_WSP}={_WSP}STSv1{_WSP};")  # what does not begin so is no record, and none too many (§3.1)
 _FIELD = re.compile(rf"{_WSP}([A-Za-z0-9][A-Za-z0-9_.-]{{0,31}}){_WSP}={_WSP}([!-:<>-~]+){_WSP}")
 _ID = re.compile(r"[A-Za-z0-9]{1,32}")
 
@@ -66,7 +66,7 @@ def parse(text: str) -> StsPolicy | None:
 def _policy(values: dict[str, list[str]]) -> StsPolicy | None:
     # Of a key that is there twice the first counts; all of mx do.
     version, mode, age = (values.get(key, [""])[0] for key in ("version", "mode", "max_age"))
-    mx = values.get("mx", [])
+    mx = [name.removesuffix(".") for name in values.get("mx", [])]
     known = mode in list(Mode) and _AGE.fullmatch(age) is not None
     named = bool(mx) or mode == Mode.NONE
     if version != "STSv1" or not known or not named or len(mx) > MAX_MX or not all(map(_MX.fullmatch, mx)):

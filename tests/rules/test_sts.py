@@ -19,6 +19,7 @@ GOOD = b"v=STSv1; id=20160831085700Z;"
         ([b"v=spf1 -all"], None),
         ([GOOD, b"v=STSv1; id=2"], None),  # §3.1: not exactly one
         ([GOOD, b"v=STSv1; broken"], None),
+        ([GOOD, b"v=STSv1"], "20160831085700Z"),  # §3.1: discarded, for it does not begin with "v=STSv1;"
         ([b"v=STSv1"], None),
         ([b"v=STSv1; id="], None),
         ([b"v=STSv1; id=a-b"], None),
@@ -44,6 +45,10 @@ EXAMPLE = "\r\n".join(["version: STSv1", "mode: enforce", *(f"mx: {name}" for na
         (EXAMPLE, StsPolicy(Mode.ENFORCE, 604800, MX)),
         (EXAMPLE.replace("\r\n", "\n").rstrip(), StsPolicy(Mode.ENFORCE, 604800, MX)),
         ("mx:A.Example \nmode:testing\nmax_age:0\nversion:STSv1", StsPolicy(Mode.TESTING, 0, ("a.example",))),
+        (
+            EXAMPLE.replace(".net", ".net.").replace("mail.example.com", "mail.example.com."),
+            StsPolicy(Mode.ENFORCE, 604800, MX),
+        ),
         ("version: STSv1\nmode: none\nmax_age: 86400", StsPolicy(Mode.NONE, 86400, ())),
         ("version: STSv1\nmode: none\nmode: enforce\nmax_age: 1\nmax_age: x", StsPolicy(Mode.NONE, 1, ())),
         ("version: STSv1\nmode: none\nmax_age: 9999999999", StsPolicy(Mode.NONE, MOST_AGE, ())),
@@ -69,6 +74,8 @@ def test_a_policy(text: str, policy: StsPolicy) -> None:
         ("mx: mail.example.com", "mx: a*.example.com"),
         ("mx: mail.example.com", "mx: mail.*.example.com"),
         ("mx: mail.example.com", "mx:"),
+        ("mx: mail.example.com", "mx: ."),
+        ("mx: mail.example.com", "mx: mail.example.com.."),
         ("mx: mail.example.com", "mx mail.example.com"),
         ("mx: mail.example.com\r\nmx: *.example.net\r\nmx: backupmx.example.com\r\n", ""),
         (EXAMPLE, ""),
