@@ -268,7 +268,7 @@ class Session(Arrival):
         if self._ended:
             return _NO_HANDSHAKE  # a handshake would be waited for in vain
         self.drop_mail()
-        self._helo = ""
+        self._helo, self._protocol = "", "SMTP"  # the client greets again, and only then is AUTH taken
         # RFC 3207 §4.2: what came before the handshake is not to be believed. From here to the handshake nothing is read.
         self._input.clear()
         await self.push("220 2.0.0 TLS")

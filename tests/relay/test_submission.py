@@ -196,6 +196,15 @@ def test_auth(shared: Door, how: str) -> None:
         assert dialogue.say("MAIL FROM:<> AUTH=<>").code == (250 if authenticated else 530)
 
 
+def test_after_the_handshake_a_client_greets_again_before_it_gives_its_password(shared: Door) -> None:
+    with Dialogue(shared.ports[1]) as dialogue:
+        dialogue.hello()
+        dialogue.starttls(authority_of(shared))
+        assert dialogue.plain(NAME, PASSWORD).code == 503  # RFC 3207 §4.2: what it knew of us is forgotten
+        dialogue.hello()
+        assert dialogue.plain(NAME, PASSWORD).code == 235
+
+
 def test_the_words_of_auth(shared: Door) -> None:
     with secured(shared) as dialogue:
         assert dialogue.say("AUTH PLAIN") == Reply(334, ("",))
