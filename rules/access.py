@@ -9,6 +9,7 @@ to find out.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import assert_never
 
@@ -46,9 +47,16 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
+@lru_cache(1024)  # asked several times for each connection
 def plain(ip: str) -> str:
-    """`ip`, but an IPv4 address seen through a dual-stack socket (::ffff:192.0.2.1) as the IPv4 address that it is."""
-    return ip[7:] if ip[:7].lower() == "::ffff:" and "." in ip else ip
+    """`ip`, but an IPv4 address in its IPv6 form (::ffff:192.0.2.1, ::ffff:c000:201) as the IPv4 address that it is."""
+    if ":" not in ip:
+        return ip
+    try:
+        mapped = IPv6Address(ip).ipv4_mapped
+    except ValueError:
+        return ip
+    return str(mapped) if mapped else ip
 
 
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:

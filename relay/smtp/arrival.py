@@ -42,10 +42,12 @@ class Arrival(Conversation):
 
     @property
     def peer_ip(self) -> str:
-        if isinstance(self._client, proxied.Client):
-            return access.plain(self._client.ip)
         peer: Any = self.session.peer if self.session is not None else None
-        return access.plain(str(peer[0])) if isinstance(peer, tuple) else "127.0.0.1"  # a Unix socket has no address
+        if isinstance(self._client, proxied.Client):
+            ip = self._client.ip
+        else:
+            ip = str(peer[0]) if isinstance(peer, tuple) else "127.0.0.1"  # a Unix socket has no address
+        return access.plain(ip)
 
     @property
     def is_idle(self) -> bool:

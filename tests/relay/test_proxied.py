@@ -82,6 +82,14 @@ def test_the_peer_is_whom_the_proxy_names(door: Door, version: str, ip: str) -> 
     assert door.rows("SELECT peer, trusted FROM message") == [(ip, 1)]
 
 
+@pytest.mark.parametrize("version", SPOKEN)
+def test_an_ipv4_client_seen_through_a_dual_stack_proxy(door: Door, version: str) -> None:
+    with through(door, SPOKEN[version](f"::ffff:{TRUSTED}")) as dialogue:
+        assert [reply.code for reply in dialogue.envelope(SENDER, MEG)] == [250, 250]
+        assert dialogue.data(mail(SENDER, MEG, INVOICE)).code == 250
+    assert door.rows("SELECT peer, trusted FROM message") == [(TRUSTED, 1)]
+
+
 @pytest.mark.parametrize("header", [version_1(STRANGER), version_2(STRANGER), LOCAL, b"PROXY UNKNOWN\r\n"])
 def test_nobody_is_trusted_for_the_proxy_he_came_by(door: Door, header: bytes) -> None:
     with through(door, header) as dialogue:

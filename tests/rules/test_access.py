@@ -229,6 +229,12 @@ def test_a_bad_network_is_named() -> None:
         ("2001:db8::1", "2001:db8::1"),
         ("::1", "::1"),
         ("::ffff:1", "::ffff:1"),
+        ("::ffff:c000:201", "192.0.2.1"),
+        ("0:0:0:0:0:FFFF:C000:0201", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("::c000:201", "::c000:201"),
+        ("::ffff:x", "::ffff:x"),
+        ("", ""),
     ],
 )
 def test_an_address_seen_through_a_dual_stack_socket(seen: str, meant: str) -> None:
