@@ -310,6 +310,7 @@ class _Parts:
             config = read()
             ruleset = load_rules(config)
             signing = signers(config)
+            _show_certificate(config)
         except Exception as error:
             log.trouble("reload", error)
             return

@@ -34,17 +34,15 @@ class Certificate:
         self._refused: object = None
 
     def context(self, smtp: Smtp) -> ssl.SSLContext | None:
-        """None where none is set. Raises OSError where the first one cannot be read."""
+        """None where none is set, and where the first one cannot be read: mail is then taken without TLS."""
         if not smtp.certificate:
             return None
-        seen: object = None
+        seen: object = smtp.certificate, smtp.key
         try:
             seen = (_stamp(smtp.certificate), _stamp(smtp.key))
             if seen != self._used:
                 self._context, self._used = load(smtp), seen
         except OSError as error:
-            if self._context is None:
-                raise
             if seen != self._refused:  # once, not with every connection until it is mended
                 log.trouble("certificate", error)
             self._refused = seen

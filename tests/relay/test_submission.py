@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,26 @@ def test_a_pair_that_is_gone_or_half_written_leaves_the_last_one_in_use(door: Do
     chain.write_bytes(whole)
     key.rename(key.with_name("away.pem"))
     assert shown(door) == first
+
+
+def test_a_first_pair_that_cannot_be_read_costs_tls_and_no_mail(
+    open_door: Open, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = open_door()
+    smtp = replace(door.intake.config.smtp, certificate=str(door.folder / "no.pem"), key=str(door.folder / "no.key"))
+    door.intake.adopt(replace(door.intake.config, smtp=smtp), door.intake.ruleset)
+    for _ in range(3):
+        with Dialogue(door.port) as dialogue:
+            assert "STARTTLS" not in dialogue.hello().lines
+            assert dialogue.say("STARTTLS").code == 502
+            assert dialogue.envelope(SENDER, SALES)[1].code == 250
+    (told,) = [line for line in caplog.messages if line.startswith("trouble")]
+    assert "id=certificate error=FileNotFoundError" in told
+    issue(authority, door.folder)
+    (door.folder / "chain.pem").rename(smtp.certificate)
+    (door.folder / "key.pem").rename(smtp.key)
+    with Dialogue(door.port) as dialogue:
+        assert "STARTTLS" in dialogue.hello().lines
 
 
 def test_a_handshake_in_progress_keeps_no_stop_waiting(door: Door) -> None:

@@ -563,6 +563,9 @@ def test_SIGHUP_reads_settings_and_rules_again_and_keeps_the_old_where_they_are_
         assert hangs_up("reloaded") == 250
         rules.write_text("[rule.dext]\nadresse = 1\n")
         assert hangs_up("trouble") == 250
+        rules.write_text(shipped.read_text())
+        relay.configure({"relay": {"rules": "rules.toml"}, "smtp": {"certificate": "no.pem", "key": "no.key"}})
+        assert hangs_up("trouble") == 250  # greeted, and by the old rules
         assert dialogue.say("NOOP").code == 250  # nobody was thrown out
 
 
