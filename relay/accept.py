@@ -28,6 +28,7 @@ from relay.mime import decoded as decoded_part
 from relay.spool import Incoming, Spool
 from relay.store import intake
 from relay.store.database import Anchor, is_busy
+from relay.store.users import User
 from relay.throttles import Throttles
 from rules import access, address, attachment, bounce, filing, forwarding, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
@@ -83,10 +84,12 @@ class Intake:
     def peer(self, ip: str) -> access.Peer:
         return access.Peer(ip, access.is_trusted(ip, self.trusted))
 
-    def user_peer(self, ip: str, name: str) -> access.Peer | None:
-        """A peer that gave the password of `name`; None once there is no such user."""
-        user = self.directory.user(name)
-        return access.Peer(ip, trusted=True, user=user.name, rules=frozenset(user.rules)) if user else None
+    def user_peer(self, ip: str, known: User) -> access.Peer | None:
+        """A peer that gave the password of the user `known` then; None once there is none of that name and password."""
+        user = self.directory.user(known.name)
+        if user is None or user.hash != known.hash:
+            return None
+        return access.Peer(ip, trusted=True, user=user.name, rules=frozenset(user.rules))
 
     def disk_is_low(self) -> bool:
         """Asked at MAIL; the answer is kept for a second."""

@@ -20,6 +20,7 @@ from relay.smtp.authentication import Credentials, Exchange
 from relay.smtp.conversation import Answer
 from relay.smtp.door import Kind
 from relay.smtp.reception import Chunk, Data, Limits, Reception
+from relay.store.users import User
 from rules import access, path, replies
 from rules.replies import Reply
 
@@ -42,7 +43,7 @@ class Session(Arrival):
         self._sender: str | None = None
         self._recipients: list[Recipient] = []
         self._transaction: Transaction | None = None
-        self._user = ""
+        self._user: User | None = None  # as he was when he gave his password
         self._exchange: Exchange | None = None  # of AUTH, under way
         self._failures = 0
         self._verbs: dict[bytes, Callable[[bytes], Answer]] = {
@@ -126,10 +127,10 @@ class Session(Arrival):
         return _SENDER_OK
 
     def _user_needed(self) -> Reply | None:
-        """RFC 6409 §4.3; asked with every mail, for the user may be gone."""
+        """RFC 6409 §4.3; asked with every mail, for the user may be gone, or his password another."""
         if not self._tls_protocol:
             return replies.TLS_FIRST
-        peer = self._intake.user_peer(self.peer_ip, self._user) if self._user else None
+        peer = self._intake.user_peer(self.peer_ip, self._user) if self._user is not None else None
         if peer is None:
             return replies.AUTH_FIRST
         self._peer = peer
@@ -298,7 +299,7 @@ class Session(Arrival):
         except Busy:
             return replies.AUTH_BUSY
         if user is not None and right:
-            self._user, self._protocol = user.name, "ESMTPSA"
+            self._user, self._protocol = user, "ESMTPSA"
             log.authenticated(user.name, peer=self.peer_ip)
             return replies.AUTH_OK
         self._failures += 1

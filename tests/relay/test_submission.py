@@ -50,10 +50,10 @@ def door(open_door: Open) -> Door:
     return door
 
 
-def put(door: Door, name: str, *rules: str, state: str = "active") -> None:
-    """What `users add` and `users remove` do."""
+def put(door: Door, name: str, *rules: str, state: str = "active", stored: str = HASH) -> None:
+    """What `users add`, `users passwd` and `users remove` do."""
     with contextlib.closing(open_existing(door.folder / "var/relay.db")) as db, transaction(db):
-        users.put(db, users.User(name, HASH if state == "active" else "", rules, "2026-11-24T00:00:00.000Z", state))
+        users.put(db, users.User(name, stored if state == "active" else "", rules, "2026-11-24T00:00:00.000Z", state))
         directory.touch(db)
 
 
@@ -290,6 +290,29 @@ def test_users_come_and_go_while_it_serves(shared: Door) -> None:
         dialogue.say("RSET")
         assert dialogue.say(f"MAIL FROM:<{SENDER}>").code == 530
         assert other.plain("passager", PASSWORD) == WRONG
+
+
+@pytest.mark.parametrize("state", ["active", "removed"])
+def test_another_password_ends_what_was_opened_with_the_old_one(shared: Door, state: str) -> None:
+    """`users passwd`, or `users remove` and `users add` of the same name."""
+    put(shared, "change")
+    with secured(shared) as dialogue:
+        assert dialogue.plain("change", PASSWORD).code == 235
+        assert code_of_meg(dialogue) == 250
+        put(shared, "change", state=state)
+        put(shared, "change", stored=passwords.hashed("un autre cheval 38"))
+        dialogue.say("RSET")
+        assert dialogue.say(f"MAIL FROM:<{SENDER}>").code == 530
+        dialogue.say("EHLO x")
+        assert dialogue.say(f"MAIL FROM:<{SENDER}>").code == 530
+
+
+def test_rules_that_change_end_nothing(shared: Door) -> None:
+    put(shared, "regles")
+    with secured(shared) as dialogue:
+        assert dialogue.plain("regles", PASSWORD).code == 235
+        put(shared, "regles", "meg-achats")
+        assert [code_of_meg(dialogue, address) for address in (ACHATS, MEG)] == [250, 550]
 
 
 def test_a_user_nobody_knows_costs_as_much() -> None:
