@@ -283,6 +283,8 @@ class Transaction:
                 return await self._refuse(message, replies.UNVERIFIED)
             case forwarding.Forged():
                 return await self._refuse(message, replies.NOT_ALLOWED, known=known)
+        if (refused := await self._scan()) is not None:  # people read it
+            return await self._refuse(message, refused, known=known)
         draft = replace(self._draft(known), verification=forwards.read(service, message))
         return await self._commit(message, draft.rows(message, [], self._bounces()))
 

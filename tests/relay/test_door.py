@@ -278,6 +278,15 @@ def test_the_postmaster_gets_one_that_is_for_him_too(relay: Inside) -> None:
     assert relay.rows("SELECT recipient, kind FROM delivery") == [("postmaster@welyb.fr", "send")]
 
 
+def test_one_is_scanned_as_all_that_people_read(tmp_path: Path, names: NameServer) -> None:
+    nobody = f'[antivirus]\nclamd = "unix:{tmp_path}/no.sock"\n'
+    with inside(tmp_path, nobody, names=names.address, rules=RULES) as relay:
+        message = GOOGLE.signed(request(GMAIL, MEG))
+        for to in [(MEG,), (MEG, "postmaster")]:
+            assert relay.take(message, *to, sender="x@google.com", peer=STRANGER) == replies.TROUBLE
+        assert relay.column("SELECT count(*) FROM message") == [0]
+
+
 @pytest.mark.parametrize("what", ["client", "sender"])
 def test_an_erasure_takes_the_request_and_what_was_known_of_its_author(relay: Inside, what: str) -> None:
     message = GOOGLE.signed(request(GMAIL, VENTES))
