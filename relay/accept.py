@@ -239,10 +239,14 @@ class Transaction:
 
     async def _authenticate(self, message: Message) -> Authentication | None:
         """None where nobody wants to know."""
-        verify = self._door.config.authentication.verify
-        concerned = any(not isinstance(r.route, address.Bounce) for r in self._recipients)
-        if not concerned or verify == "none" or (verify == "strangers" and self._envelope.peer.trusted):
+        verify, peer = self._door.config.authentication.verify, self._envelope.peer
+        routes = [r.route for r in self._recipients if not isinstance(r.route, address.Bounce)]
+        if not routes or verify == "none":
             return None
+        if verify == "strangers" and peer.trusted:  # but not for every rule, if some domain's mail alone is taken there
+            permitted = [access.may_send(route, peer, self._envelope.sender) for route in routes]
+            if not any(isinstance(permission, access.AllowIf) for permission in permitted):
+                return None
         return await self._ask(message)
 
     async def _ask(self, message: Message) -> Authentication:

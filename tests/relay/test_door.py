@@ -9,6 +9,7 @@ import pytest
 
 from relay.store import erasure
 from rules import replies
+from rules.access import Peer
 from tests.support.author import Author
 from tests.support.clients import mail
 from tests.support.documents import pdf, plain_zip
@@ -123,6 +124,21 @@ def test_what_is_refused_anyway_is_not_looked_up(relay: Inside, names: NameServe
     archive = ("releve.zip", "application/zip", plain_zip())
     assert relay.take(STRICT.mail(VENTES, archive), VENTES, sender=STRICT.address, peer=STRANGER).code == 554
     assert names.queries == [] and relay.column("SELECT authentication FROM refusal") == [None]
+
+
+def test_a_user_of_other_rules_is_looked_up_where_a_domains_mail_alone_is_taken(
+    tmp_path: Path, names: NameServer
+) -> None:
+    """As anybody is, whoever else is not looked up."""
+    names.trouble.clear()
+    user = Peer(STRANGER, trusted=True, user="scanner", rules=frozenset({"ventes"}))
+    with inside(tmp_path, names=names.address, rules=RULES) as relay:
+        text = (tmp_path / "relay.toml").read_text()
+        (tmp_path / "relay.toml").write_text(text.replace('verify = "all"', 'verify = "strangers"'))
+        relay.adopt(tmp_path / "relay.toml")
+        signed, other = STRICT.signed(STRICT.mail(LISTED, INVOICE)), LAX.signed(LAX.mail(LISTED, INVOICE))
+        assert relay.take(signed, LISTED, VENTES, sender=STRICT.address, peer=user).code == 250
+        assert relay.take(other, LISTED, sender=LAX.address, peer=user) == replies.NOT_ALLOWED
 
 
 @pytest.mark.parametrize(("verify", "asked"), [("strangers", [False, True]), ("none", [False, False])])

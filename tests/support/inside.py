@@ -23,6 +23,7 @@ from relay.filing import Filing
 from relay.flush import Means
 from relay.store.database import open_for_reading, rows
 from rules import path, replies
+from rules.access import Peer
 from rules.replies import Reply
 
 SETTINGS = """
@@ -56,12 +57,12 @@ class Inside:
         )
         self.filing = Filing(tools.config, tools.ruleset, spool=tools.spool, writer=tools.writer, db=db)
 
-    def take(self, message: bytes, *recipients: str, sender: str = SENDER, peer: str = "127.0.0.1") -> Reply:
+    def take(self, message: bytes, *recipients: str, sender: str = SENDER, peer: str | Peer = "127.0.0.1") -> Reply:
         """The reply to the first recipient refused, else to the end of the mail."""
         return self._run(self._take(message, recipients, sender, peer))
 
-    async def _take(self, message: bytes, recipients: Sequence[str], sender: str, ip: str) -> Reply:
-        peer = self.intake.peer(ip)
+    async def _take(self, message: bytes, recipients: Sequence[str], sender: str, by: str | Peer) -> Reply:
+        peer = self.intake.peer(by) if isinstance(by, str) else by
         accepted: list[Recipient] = []
         for text in recipients:
             argument = path.parse(f"<{text}>".encode())
