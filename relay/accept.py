@@ -166,7 +166,7 @@ class Intake:
         self.authenticator.close()
 
     def begin(self, envelope: Envelope, recipients: Sequence[Recipient]) -> "Transaction":
-        self.throttles.count(envelope, recipients)
+        self.throttles.begun(envelope)
         return Transaction(self, envelope, tuple(recipients))
 
 
@@ -205,7 +205,10 @@ class Transaction:
     async def _conclude(self, refused: Reply | None) -> Reply:
         began = asyncio.get_running_loop().time()
         try:
-            return await self._finish(refused)
+            reply = await self._finish(refused)
+            if reply.code == replies.accepted("").code:
+                self._door.throttles.accepted(self._envelope, self._recipients)
+            return reply
         except Exception as error:
             self.abort()
             log.trouble(self.id, error)

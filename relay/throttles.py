@@ -3,7 +3,8 @@
 Knows alone: who is never held back (whom we trust, by network or password: a scanner, the firm's own server), in which
 order the four limits are asked, and how often it is told. Whoever knocks too often at unknown addresses is answered 450
 before anything is looked up, for known ones too: neither the answer nor its time says which they are. An address that was
-unknown a moment ago costs nothing when it is asked for again: who mails a client that left is no prober.
+unknown a moment ago costs nothing when it is asked for again: who mails a client that left is no prober. A domain and a
+client are charged for mail that we took: anybody can write a domain, and ask for a client, in mail that we refuse.
 
 Limits: each process counts its own ([smtp] processes), so n of them let through up to n times as much. A restart forgets
 the counts, and what was held back since it was last told of, a minute at most. Of MOST subjects of a kind the one that
@@ -36,7 +37,7 @@ Wait = Callable[[Account | None, Limit, float], float]
 
 
 class Throttles:
-    """One per process. `held` before a recipient is looked up, `judged` after it, `count` when a mail's data begin."""
+    """One per process. `held` before a recipient is looked up, `judged` after it, then `begun`, and `accepted` after its 250."""
 
     def __init__(
         self, limits: Throttle, *, writer: Commits, db: Database, time: Callable[[], float] = time.monotonic
@@ -74,12 +75,17 @@ class Throttles:
             self._count_probe(throttle.of_probe(peer.ip), asked)
         return judged
 
-    def count(self, envelope: Envelope, recipients: Sequence[Recipient]) -> None:
-        """One mail: once for its peer, its sender's domain and each of its clients."""
+    def begun(self, envelope: Envelope) -> None:
+        """One mail more of its peer, whatever becomes of it."""
+        if not envelope.peer.trusted:
+            self._take(throttle.of_peer(envelope.peer.ip))
+
+    def accepted(self, envelope: Envelope, recipients: Sequence[Recipient]) -> None:
+        """One for its sender's domain and each of its clients: with what we refuse nobody uses up what is theirs."""
         if envelope.peer.trusted:
             return
         clients = {client for recipient in recipients if (client := _client(recipient)) is not None}
-        for subject in (*throttle.of_mail(envelope.peer.ip, envelope.sender), *clients):
+        for subject in (*throttle.of_domain(envelope.sender), *clients):
             self._take(subject)
 
     # --- counts -----------------------------------------------------------------------------------------------------

@@ -78,9 +78,16 @@ def network(ip: str) -> str:
 
 def of_mail(ip: str, sender: str) -> tuple[Subject, ...]:
     """Peer and domain of the envelope sender; the null sender has none: reports of failure must come in."""
-    peer = Subject("peer", network(ip))
+    return (of_peer(ip), *of_domain(sender))
+
+
+def of_peer(ip: str) -> Subject:
+    return Subject("peer", network(ip))
+
+
+def of_domain(sender: str) -> tuple[Subject, ...]:
     domain = sender.rpartition("@")[2].lower() if "@" in sender else ""
-    return (peer, Subject("sender_domain", domain)) if domain else (peer,)
+    return (Subject("sender_domain", domain),) if domain else ()
 
 
 def of_probe(ip: str) -> Subject:

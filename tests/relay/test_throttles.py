@@ -31,6 +31,9 @@ from rules import path, replies
 from rules.access import Peer
 from rules.replies import Reply
 from rules.throttle import Kind, Subject
+from tests.support.clients import Dialogue, mail
+from tests.support.documents import pdf
+from tests.support.door import doors
 
 STRANGER, OTHER = "192.0.2.1", "192.0.2.2"
 SENDER, DUPONT = "a@fournisseur.fr", "ventes+dupont@welyb.fr"
@@ -68,12 +71,14 @@ class Site:
         return self.intake.throttles.judged(asked, peer, judged)
 
     async def mail(self, to: str = DUPONT, *, ip: str = STRANGER, sender: str = SENDER) -> bool:
-        """Did its data begin? Else it was told 450."""
+        """Was it taken? Else it was told 450."""
         judged = await self.rcpt(to, ip=ip, sender=sender)
         if isinstance(judged, Reply):
             assert judged == replies.THROTTLED
             return False
-        self.intake.begin(Envelope(self.intake.peer(ip), "x", "ESMTP", "", sender), [judged]).abort()
+        envelope = Envelope(self.intake.peer(ip), "x", "ESMTP", "", sender)
+        self.intake.begin(envelope, [judged]).abort()
+        self.intake.throttles.accepted(envelope, [judged])
         return True
 
     async def told(self) -> list[tuple[Any, ...]]:
@@ -228,12 +233,41 @@ def test_a_mail_for_many_counts_once_for_each(at_door: Door) -> None:
         envelope = Envelope(site.intake.peer(STRANGER), "x", "ESMTP", "", SENDER)
         for _ in range(5):
             found = [recipient for recipient in both if isinstance(recipient, Recipient)] * 10
-            site.intake.throttles.count(envelope, found)
+            site.intake.throttles.accepted(envelope, found)
         assert not await site.mail()
         site.now += 720
         assert await site.mail()
 
     at_door(story, client="5 / hour")
+
+
+def test_what_is_refused_takes_nothing_from_a_client_or_a_domain(tmp_path: Path) -> None:
+    few = ("trusted_networks = []", "[throttle]", 'client = "3 / hour"', 'sender_domain = "3 / hour"')
+    with doors(tmp_path) as open_, Dialogue(open_(*few).port) as dialogue:
+        dialogue.hello()
+        for _ in range(9):
+            assert [reply.code for reply in dialogue.envelope(SENDER, DUPONT)] == [250, 250]
+            assert dialogue.last_chunk(b"Subject: x\r\n\r\nx\r\n").code == 554  # no document
+        for number in range(5):
+            assert dialogue.envelope(SENDER, DUPONT)[1].code == (250 if number < 3 else 450)
+            attached = mail(SENDER, DUPONT, ("f.pdf", "application/pdf", pdf(str(number))))
+            assert dialogue.last_chunk(attached).code == (250 if number < 3 else 503)
+            dialogue.say("RSET")
+
+
+def test_what_is_in_flight_at_once_is_owed_afterwards(at_door: Door) -> None:
+    async def story(site: Site) -> None:
+        envelope = Envelope(site.intake.peer(STRANGER), "x", "ESMTP", "", SENDER)
+        judged = [found for _ in range(8) if isinstance(found := await site.rcpt(DUPONT), Recipient)]
+        for each in judged:
+            site.intake.throttles.accepted(envelope, [each])
+        assert len(judged) == 8 and not await site.mail()
+        site.now += 3 * 720
+        assert not await site.mail()
+        site.now += 720
+        assert [await site.mail(), await site.mail()] == [True, False]
+
+    at_door(story, client="5 / hour", **OFF)
 
 
 def test_people_can_be_reached_short_of_abuse(at_door: Door) -> None:
@@ -273,7 +307,8 @@ def test_the_end_of_the_month_passes_the_defaults(at_door: Door) -> None:
             assert limits.held(asked, peer, SENDER) is None
             assert limits.judged(asked, peer, judged) == judged or number % 500 >= 20
             limits.judged(gone, peer, replies.UNKNOWN)
-            limits.count(envelope, [judged] if number % 20 == 0 else [])
+            limits.begun(envelope)
+            limits.accepted(envelope, [judged] if number % 20 == 0 else [])
 
     at_door(story)
 
@@ -314,7 +349,8 @@ def test_a_hundred_thousand_peers_take_no_more_memory_than_some(at_door: Door) -
         for number in range(100_000):
             peer = Peer(f"2001:db8:{number >> 8:x}:{number & 255:x}::1", trusted=False)
             limits.judged(asked, peer, replies.UNKNOWN)
-            limits.count(Envelope(peer, "x", "ESMTP", "", f"a@d{number}.example"), [])
+            limits.begun(Envelope(peer, "x", "ESMTP", "", f"a@d{number}.example"))
+            limits.accepted(Envelope(peer, "x", "ESMTP", "", f"a@d{number}.example"), [])
         assert 1_000_000 < weight(limits._accounts, limits._asked, limits._untold, limits._told) < 15_000_000
 
     at_door(story)
@@ -416,7 +452,7 @@ def test_the_postmaster_sees_them_and_lets_one_through(at_door: Door) -> None:
             for _ in range(6):
                 await site.mail(ip=ip)
         for _ in range(6):
-            other.count(envelope, [])
+            other.begun(envelope)
         assert [row[:2] for row in await site.told()] == [("peer", STRANGER), ("peer", "2001:db8::/64")]
         listed = site.command("throttles", "list", "--json")
         assert listed.stdout.count('"state": "held"') == 2
