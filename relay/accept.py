@@ -56,6 +56,7 @@ class Intake:
     ) -> None:
         self.throttles = Throttles(config.throttle, writer=writer, db=directory.db)
         self._asked: tuple[str, ...] | None = None  # the name servers that the authenticator asks
+        self.clamd: Clamd | None = None
         self.adopt(config, ruleset)
         self.spool = spool
         self.writer = writer
@@ -79,7 +80,15 @@ class Intake:
         if self._asked != config.delivery.dns:
             self._asked = config.delivery.dns
             self.authenticator = Authenticator(Resolver(config.delivery.dns))
-        self.clamd = Clamd(config.antivirus) if config.antivirus.clamd else None
+        if not config.antivirus.clamd:
+            self.clamd = None
+        elif self.clamd is None or self.clamd.settings != config.antivirus:
+            self.clamd = Clamd(config.antivirus)
+
+    def hurry(self) -> None:
+        """The relay stops, and waits for mail that has come only so long."""
+        if self.clamd is not None:
+            self.clamd.hurry()
 
     def peer(self, ip: str) -> access.Peer:
         return access.Peer(ip, access.is_trusted(ip, self.trusted))

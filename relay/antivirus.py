@@ -20,6 +20,7 @@ from rules.replies import to_ascii
 AT_ONCE = 10  # scans; clamd's own MaxThreads, beyond which it only queues
 PIECE = 1 << 18
 MAX_ANSWER = 4096
+LAST = 5.0  # seconds for a scan, once the relay stops
 _END = bytes(4)  # a chunk of no octets
 _FOUND = re.compile(r"stream: (.+) FOUND")
 
@@ -57,9 +58,19 @@ class Clamd:
     """The scanner. As many connections at once as it has threads; the time limit counts the wait for one of them."""
 
     def __init__(self, settings: Antivirus) -> None:
+        self.settings = settings
         self._where = settings.clamd
         self._timeout = settings.timeout.total_seconds()
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._limits: set[asyncio.Timeout] = set()  # of those under way
+
+    def hurry(self) -> None:
+        """The relay stops: what is not known soon is not known, and the mail comes again."""
+        self._timeout = min(self._timeout, LAST)
+        soon = asyncio.get_running_loop().time() + self._timeout
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(min(limit.when() or soon, soon))
 
     async def scan(self, size: int, read: Read) -> Answer:
         """What clamd says of the mail of `size` octets that `read` reads."""
@@ -78,8 +89,13 @@ class Clamd:
 
     async def _asked(self, command: bytes, size: int = 0, read: Read | None = None) -> str | Away:
         try:
-            async with asyncio.timeout(self._timeout), self._room:
-                return await self._converse(command, size, read)
+            async with asyncio.timeout(self._timeout) as limit:
+                self._limits.add(limit)
+                try:
+                    async with self._room:
+                        return await self._converse(command, size, read)
+                finally:
+                    self._limits.discard(limit)
         except TimeoutError:
             return Away("no answer in time", _TOO_SLOW)
         except OSError as error:

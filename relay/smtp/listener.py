@@ -133,6 +133,7 @@ class Listener:
     async def stop(self) -> None:
         """No new connection; idle ones get 421; mail data in progress is finished and answered."""
         self._stopping = True
+        self.intake.hurry()
         for server in self._servers:
             server.close()
         deadline = self.loop.time() + STOP_WITHIN

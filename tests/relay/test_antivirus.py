@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from relay import antivirus
 from relay.antivirus import AT_ONCE, PIECE, Answer, Away, Clamd, Clean, Infected
 from relay.config import Antivirus
 from tests.support import clamd as real
-from tests.support.clients import mail
+from tests.support.clients import Dialogue, mail
+from tests.support.door import doors
+from tests.support.inside import inside
 
 LONG = timedelta(seconds=60)
 
@@ -160,6 +163,35 @@ def test_silence_is_waited_for_no_longer_than_is_allowed(tmp_path: Path, manner:
     began = time.monotonic()
     assert isinstance(told_by(manner, tmp_path, b"x" * size, timeout=0.3), Away)
     assert time.monotonic() - began < 20
+
+
+def test_a_stop_waits_for_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mail comes again, and what stops is not killed in the middle of it."""
+    monkeypatch.setattr(antivirus, "LAST", 0.2)
+    path = tmp_path / "clamd.sock"
+    with socket.socket(socket.AF_UNIX) as listening, doors(tmp_path) as open_:
+        listening.bind(str(path))
+        listening.listen()
+        door = open_("[antivirus]", f'clamd = "unix:{path}"', 'timeout = "1 hour"')
+        with Dialogue(door.port) as dialogue:
+            dialogue.hello()
+            dialogue.envelope("a@b.fr", "postmaster@welyb.fr")
+            dialogue.say("DATA")
+            dialogue.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
+            with listening.accept()[0]:
+                door.stop()
+                assert dialogue.reply().code == 451
+                assert dialogue.reply().code == 421
+
+
+def test_a_reload_keeps_the_scanner_whose_settings_are_as_they_were(tmp_path: Path) -> None:
+    with inside(tmp_path, f'[antivirus]\nclamd = "unix:{tmp_path}/no.sock"\n') as relay:
+        first = relay.intake.clamd
+        relay.adopt(tmp_path / "relay.toml")
+        assert first is not None and relay.intake.clamd is first
+        (tmp_path / "relay.toml").write_text((tmp_path / "relay.toml").read_text() + 'timeout = "5 s"\n')
+        relay.adopt(tmp_path / "relay.toml")
+        assert relay.intake.clamd not in (None, first)
 
 
 def test_one_that_hangs_up(tmp_path: Path) -> None:
