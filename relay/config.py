@@ -71,6 +71,7 @@ class Throttle:
     sender_domain: Limit = _10_000_AN_HOUR
     client: Limit = _2_000_AN_HOUR
     unknown: Limit = _20_AN_HOUR
+    passwords: Limit = _20_AN_HOUR
 
 
 @dataclass(frozen=True, slots=True)

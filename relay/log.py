@@ -264,7 +264,7 @@ def client_silent(slug: str) -> None:
 
 def throttled(kind: str, subject: str, held: int) -> None:
     """At most once a minute for each. A network address stands in clear, a domain and a client do not."""
-    named = {"peer": subject} if kind in ("peer", "unknown") else {"subject": _hashed(subject)}
+    named = {"peer": subject} if kind in ("peer", "unknown", "passwords") else {"subject": _hashed(subject)}
     _warn("throttled", kind=kind, **named, held=held)
 
 

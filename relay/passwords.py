@@ -12,16 +12,19 @@ import hashlib
 import hmac
 import secrets
 import unicodedata
+from collections import Counter
+from collections.abc import Callable
 
 LOG2_N, R, P = 14, 8, 5  # OWASP: as strong as N=2^17, p=1, in an eighth of the memory
 MOST_MEMORY = 64 << 20
 LEAST, MOST = 12, 256  # characters
 AT_ONCE = 2
 WAITING = 50  # comparisons in line; whoever comes then is told to come again
+OF_ONE = 2  # in line or under way of one network: it cannot keep the others out
 
 
 class Busy(RuntimeError):
-    """Too many are waiting already."""
+    """Too many are waiting already, of this network or of all; or whoever asked has gone."""
 
 
 def prepared(password: str) -> str | None:
@@ -63,17 +66,20 @@ class Comparisons:
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # by network
 
-    async def matches(self, password: str, stored: str) -> bool:
+    async def matches(self, password: str, stored: str, *, network: str, is_there: Callable[[], bool]) -> bool:
         """`stored` is "" for a user nobody knows: false, after as long. Raises Busy."""
-        if self._waiting >= WAITING:
+        if self._waiting.total() >= WAITING or self._waiting[network] >= OF_ONE:
             raise Busy
-        self._waiting += 1
+        self._waiting[network] += 1
         try:
             async with self._free:
+                if not is_there():
+                    raise Busy
                 spelled = prepared(password)
                 same = await asyncio.to_thread(matches, spelled or "", stored or _NOBODY)
         finally:
-            self._waiting -= 1
+            self._waiting[network] -= 1
+            self._waiting = +self._waiting  # without those who wait for nothing
         return same and spelled is not None and bool(stored)

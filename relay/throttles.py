@@ -1,7 +1,7 @@
 """Who comes too often waits: counts in memory, asked at RCPT, told of in the store. The SMTP server and the milter ask here.
 
 Knows alone: who is never held back (whom we trust, by network or password: a scanner, the firm's own server), in which
-order the four limits are asked, and how often it is told. Whoever knocks too often at unknown addresses is answered 450
+order the limits are asked, and how often it is told. Whoever knocks too often at unknown addresses is answered 450
 before anything is looked up, for known ones too: neither the answer nor its time says which they are. An address that was
 unknown a moment ago costs nothing when it is asked for again: who mails a client that left is no prober. A domain and a
 client are charged for mail that we took: anybody can write a domain, and ask for a client, in mail that we refuse.
@@ -37,7 +37,7 @@ Wait = Callable[[Account | None, Limit, float], float]
 
 
 class Throttles:
-    """One per process. `held` before a recipient is looked up, `judged` after it, then `begun`, and `accepted` after its 250."""
+    """One per process. `held` before a recipient is looked up, `judged` after it, then `begun`, `accepted` after its 250."""
 
     def __init__(
         self, limits: Throttle, *, writer: Commits, db: Database, time: Callable[[], float] = time.monotonic
@@ -87,6 +87,17 @@ class Throttles:
         clients = {client for recipient in recipients if (client := _client(recipient)) is not None}
         for subject in (*throttle.of_domain(envelope.sender), *clients):
             self._take(subject)
+
+    # --- passwords ---------------------------------------------------------------------------------------------------
+
+    def guesses(self, peer: access.Peer) -> bool:
+        """Must it wait before another password of its is looked at?"""
+        return not peer.trusted and self._must_wait(throttle.of_guess(peer.ip))
+
+    def guessed(self, peer: access.Peer) -> None:
+        """It gave one that is wrong."""
+        if not peer.trusted:
+            self._take(throttle.of_guess(peer.ip))
 
     # --- counts -----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Literal, assert_never, get_args
 from rules.address import MAILBOXES, Bounce, File, Postmaster, Relay
 from rules.path import Path
 
-Kind = Literal["peer", "sender_domain", "client", "unknown"]
+Kind = Literal["peer", "sender_domain", "client", "unknown", "passwords"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _UNITS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
@@ -93,6 +93,11 @@ def of_domain(sender: str) -> tuple[Subject, ...]:
 def of_probe(ip: str) -> Subject:
     """Whoever asks for an address that is unknown."""
     return Subject("unknown", network(ip))
+
+
+def of_guess(ip: str) -> Subject:
+    """Whoever gives a password that is wrong."""
+    return Subject("passwords", network(ip))
 
 
 def of_route(route: Relay | File | Postmaster | Bounce, slug: str = "") -> Subject | None:

@@ -53,7 +53,7 @@ def clear(ctx: click.Context, kind: Kind, subject: str, reason: str) -> None:
     from relay.store.database import transaction
     from relay.store.events import Event, write
 
-    named = network(subject) if kind in ("peer", "unknown") else subject.lower()
+    named = network(subject) if kind in ("peer", "unknown", "passwords") else subject.lower()
     now = clock.now()
     with changing(settings(ctx)) as db, transaction(db):
         found = store.clear(db, Subject(kind, named), since=clock.stamp(now - store.RECENT))

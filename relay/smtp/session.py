@@ -21,7 +21,7 @@ from relay.smtp.conversation import Answer
 from relay.smtp.door import Kind
 from relay.smtp.reception import Chunk, Data, Limits, Reception
 from relay.store.users import User
-from rules import access, path, replies
+from rules import access, path, replies, throttle
 from rules.replies import Reply
 
 if TYPE_CHECKING:
@@ -64,9 +64,12 @@ class Session(Arrival):
         }
 
     def welcome(self) -> Reply:
-        stranger = self._kind.is_for_users or self.is_nobody
-        self._peer = access.Peer(self.peer_ip, trusted=False) if stranger else self._intake.peer(self.peer_ip)
+        self._peer = access.Peer(self.peer_ip, trusted=False) if self._kind.is_for_users else self._stranger()
         return Reply(220, "", (f"{self.hostname} ESMTP",))
+
+    def _stranger(self) -> access.Peer:
+        """Whoever gave no password: as his network has it."""
+        return access.Peer(self.peer_ip, trusted=False) if self.is_nobody else self._intake.peer(self.peer_ip)
 
     def answer(self, line: bytes) -> Answer:
         if self._exchange is not None:
@@ -293,9 +296,16 @@ class Session(Arrival):
         return self._judge(said) if isinstance(said, Credentials) else said
 
     async def _judge(self, given: Credentials) -> Reply:
-        user = self._intake.directory.user(given.name)
+        throttles, user = self._intake.throttles, self._intake.directory.user(given.name)
+        if throttles.guesses(self._stranger()):
+            return replies.AUTH_BUSY
         try:
-            right = await self._listener.comparisons.matches(given.password, user.hash if user else "")
+            right = await self._listener.comparisons.matches(
+                given.password,
+                user.hash if user else "",
+                network=throttle.network(self.peer_ip),
+                is_there=lambda: self.transport is not None and not self.transport.is_closing(),
+            )
         except Busy:
             return replies.AUTH_BUSY
         if user is not None and right:
@@ -303,6 +313,7 @@ class Session(Arrival):
             log.authenticated(user.name, peer=self.peer_ip)
             return replies.AUTH_OK
         self._failures += 1
+        throttles.guessed(self._stranger())
         log.not_authenticated(user.name if user else "", peer=self.peer_ip)
         await asyncio.sleep(self._failures * FAILURE_DELAY)
         return replies.AUTH_FAILED if self._failures < MAX_FAILURES else replies.AUTH_OVER

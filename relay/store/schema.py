@@ -223,11 +223,11 @@ CREATE TABLE refusal (
 ) WITHOUT ROWID;
 CREATE TABLE throttle (
     id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('peer', 'sender_domain', 'client', 'unknown')),
+    kind TEXT NOT NULL CHECK (kind IN ('peer', 'sender_domain', 'client', 'unknown', 'passwords')),
     subject TEXT NOT NULL,             -- an address or its /64, a domain, a slug or a collector
     since TEXT NOT NULL,
     until TEXT NOT NULL,               -- when one more may come, as of the last that was held back
-    count INTEGER NOT NULL,            -- recipients answered 450
+    count INTEGER NOT NULL,            -- recipients answered 450, passwords 454
     cleared INTEGER NOT NULL DEFAULT 0 -- by which order of the postmaster, counted in meta
 );
 CREATE INDEX throttle_by_subject ON throttle (kind, subject, id);
