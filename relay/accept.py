@@ -228,9 +228,9 @@ class Transaction:
     async def _finish(self, refused: Reply | None) -> Reply:
         message = self._scanner.close()
         refused = refused or _structure(message, self._door.config.relay.domain)
-        service = self._service(message) if refused is None else None
-        if service is not None:
-            return await self._keep(message, service)
+        authors = forwards.authors(message) if refused is None and self._rules() else []
+        if service := forwarding.claimed(authors):
+            return await self._keep(message, service, authors)
         judged = await self._judge(message) if refused is None else []
         refused = refused or self._content(judged)
         known = await self._authenticate(message) if refused is None else None
@@ -284,17 +284,13 @@ class Transaction:
 
     # --- a mailbox's service that asks for a forward to be confirmed --------------------------------------------------
 
-    def _service(self, message: Message) -> forwarding.Service | None:
-        """Who asks, by the mail's own words; None for all other mail."""
-        return forwarding.claimed(forwards.authors(message)) if self._rules() else None
-
-    async def _keep(self, message: Message, service: forwarding.Service) -> Reply:
+    async def _keep(self, message: Message, service: forwarding.Service, authors: Sequence[str]) -> Reply:
         """It goes to no collector and into no folder, whatever it is: kept if it is what it says, else refused.
 
         So it is looked up whatever the settings say: there are few, and none may be taken for an invoice.
         """
         known = await self._ask(message)
-        match forwarding.proved(service, forwards.authors(message), known):
+        match forwarding.proved(service, authors, known):
             case forwarding.Unclear():
                 return await self._refuse(message, replies.UNVERIFIED)
             case forwarding.Forged():

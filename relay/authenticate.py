@@ -108,6 +108,8 @@ def _body(mail: Mail) -> Iterator[bytes]:
 async def _asked(headers: Sequence[Field], ask: Ask) -> Asked | Dmarc:
     domain = author.domain([value for name, value in headers if name.lower() == b"from"])
     # RFC 9989 §4.4: a mail without one author is no mail that DMARC could speak of.
+    if isinstance(domain, author.Several):
+        return Dmarc("permerror", policy="reject")
     return dmarc.discover(domain, await _answers(domain, ask)) if domain else Dmarc("permerror")
 
 

@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parseaddr
 
 from relay import clock, ids
 from relay.config import Config
 from relay.mime import Message, Part
 from relay.store import intake
 from relay.store.directory import Client
-from rules import access, address, attachment, bounce, lifecycle, notification
+from rules import access, address, attachment, author, bounce, lifecycle, notification
 from rules.attachment import Content, Document, Skip
 from rules.authentication import Authentication
 from rules.form import form
@@ -135,14 +134,7 @@ class Draft:
         return self.known.signers if self.known else frozenset()
 
     def _named(self, message: Message) -> str:
-        author = message.header("from") or ""
-        if not any(domain in author.lower() or domain in self.envelope.sender.lower() for domain in self.origins):
-            return ""  # the usual case, without reading the field
-        try:
-            address = parseaddr(author)[1]
-        except RecursionError:  # groups within groups: whom it names may have sent it, and nothing is sent back to them
-            address = next((f"@{domain}" for domain in sorted(self.origins) if domain in author.lower()), "")
-        claimed = (self.envelope.sender, address)
+        claimed = (self.envelope.sender, *author.addresses([v for name, v in message.headers if name == "from"]))
         return next((d for d in (c.rpartition("@")[2].lower() for c in claimed) if d in self.origins), "")
 
     def _recipient(self, recipient: Recipient) -> intake.NewRecipient:

@@ -3,25 +3,18 @@
 Limits: the words of the first 64 KiB of each text, taken for UTF-8: what is looked for in them is ASCII.
 """
 
-from email.utils import getaddresses
-
 from relay.mime import Message
-from rules import forwarding
+from rules import author, forwarding
 from rules.forwarding import Service, Verification
-from rules.names import text
 
+MAX_FROM = 1024  # bytes of all From fields; a service's own takes under 200
 _TEXTS = ("text/plain", "text/html")
 
 
 def authors(message: Message) -> list[str]:
-    """The addresses of all From fields; none where they need not be known, for no service is among them."""
-    written = [text(value) for name, value in message.headers if name == "from"]
-    if not forwarding.is_named(" ".join(written)):
-        return []
-    try:
-        return [found for _, found in getaddresses(written) if found]
-    except RecursionError:  # groups within groups are no service's
-        return []
+    """The addresses of all From fields; none where they are longer than a service's."""
+    written = [value for name, value in message.headers if name == "from"]
+    return author.addresses(written) if sum(map(len, written)) <= MAX_FROM else []
 
 
 def read(service: Service, message: Message) -> Verification:

@@ -22,6 +22,7 @@ REMEMBER = 60.0  # seconds for which a trouble is
 SLOW = 2.0  # seconds after which a trouble may be the resolver's own
 DEAD_FOR = 15.0  # seconds without a question once it is
 MOST = 10_000  # troubles remembered
+MAX_NAME = 255  # characters; what is longer is not even kept as no name
 
 
 class Lookups:
@@ -86,8 +87,12 @@ class Lookups:
             self._dead_until = asyncio.get_running_loop().time() + DEAD_FOR
 
 
-@lru_cache(1024)
 def is_name(text: str) -> bool:
+    return len(text) <= MAX_NAME and _is_name(text)
+
+
+@lru_cache(1024)
+def _is_name(text: str) -> bool:
     try:
         dns.name.from_text(text)
     except (dns.exception.DNSException, ValueError):

@@ -29,7 +29,9 @@ from rules.author import a_labels
 
 MAX_SIGNATURES = 10
 MAX_FIELD = 16 * 1024  # bytes of a DKIM-Signature or of a key record
+MAX_SIGNED = 256 * 1024  # bytes of header that one signature speaks of: the event loop canonicalises them
 MIN_BITS, MAX_BITS = 1024, 4096  # RFC 8301 §3.2
+MAX_EXPONENT = 1 << 32  # a verification takes as many squarings as it has bits; 65537 is everybody's
 
 Canonical = Literal["simple", "relaxed"]
 Tags = dict[bytes, bytes]
@@ -142,6 +144,7 @@ class Headers:
         self._fields: dict[bytes, list[Field]] = {}
         for name, value in headers:
             self._fields.setdefault(name.lower(), []).append((name, value.removesuffix(b"\r\n") + b"\r\n"))
+        self._relaxed: dict[Field, Field] = {}  # each once, however many signatures speak of it
 
     def verify(self, claim: Claim, keys: Iterable[bytes]) -> Signature:
         """Whether the key, the texts found at the claim's key name, made this signature; the body is yet to be seen."""
@@ -170,9 +173,16 @@ class Headers:
         names = [*claim.tags[b"h"].lower().split(b":"), b"from"]
         left = {name: self._fields[name].copy() for name in {*names} if name in self._fields}
         chosen = [left[name].pop() for name in names if left.get(name)]
-        chosen.append((claim.field[0], _without_signature(claim.field[1])))
-        lines = _relaxed(chosen) if claim.header == "relaxed" else chosen
+        if sum(len(value) for _, value in chosen) > MAX_SIGNED:
+            raise _NoPass("permerror", "header")
+        own = [(claim.field[0], _without_signature(claim.field[1]))]
+        lines = self._canonical(chosen) + _relaxed(own) if claim.header == "relaxed" else chosen + own
         return b"".join([name + b":" + value for name, value in lines]).removesuffix(b"\r\n")
+
+    def _canonical(self, chosen: Sequence[Field]) -> list[Field]:
+        new = [field for field in chosen if field not in self._relaxed]
+        self._relaxed.update(zip(new, _relaxed(new), strict=True))
+        return [self._relaxed[field] for field in chosen]
 
 
 def _without_signature(value: bytes) -> bytes:
@@ -222,6 +232,8 @@ def _loaded(kind: bytes, encoded: bytes) -> RSAPublicKey | Ed25519PublicKey:
         raise _NoPass("permerror", "key syntax")
     if not MIN_BITS <= key.key_size <= MAX_BITS:
         raise _NoPass("policy", f"{key.key_size} bits")
+    if key.public_numbers().e > MAX_EXPONENT:
+        raise _NoPass("policy", "exponent")
     return key
 
 

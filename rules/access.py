@@ -135,9 +135,12 @@ def at_end(
     A peer that is trusted is believed whatever its mail says; a mail for people, or a report, is not judged by its author.
     """
     judged = [route for route in routes if isinstance(route, Relay | File)]
-    rejected = known.dmarc.result == "fail" and known.dmarc.policy == "reject"
-    if judged and rejected and not peer.trusted and not is_forwarder(peer, known.spf, trusted):
-        return Refuse(replies.unauthenticated(known.dmarc.domain, _why(known)))
+    if judged and known.dmarc.policy == "reject" and not peer.trusted and not is_forwarder(peer, known.spf, trusted):
+        match known.dmarc.result:
+            case "fail":
+                return Refuse(replies.unauthenticated(known.dmarc.domain, _why(known)))
+            case "permerror":
+                return Refuse(replies.SEVERAL_AUTHORS)
     for route in judged:
         condition = may_send(route, peer, sender)
         if isinstance(condition, AllowIf) and (refused := _unproved(condition, known)):

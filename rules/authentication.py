@@ -42,6 +42,7 @@ class Dmarc:
     """RFC 9989. `domain` is the author's (RFC 5322 From), "" where there is not exactly one.
 
     `policy` is what that domain asks for in case of a failure, t=y and np= taken into account; "none" without a record.
+    A mail of several authors is `permerror` with the policy "reject": nobody could vouch for what readers are shown.
     `signed`: does a signature of the author's own vouch for the mail, whatever SPF says? None: the DNS did not say.
     """
 

@@ -6,29 +6,41 @@ shows instead of the address (a display name that looks like one) is not seen.
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 MAX_FIELD = 64 * 1024  # bytes; a longer From names nobody
 MAX_DOMAIN = 253
+# IDNA 2003, which Python has, makes another name of these than IDNA 2008 does (RFC 5894 §7.2): whose, nobody can say.
+DEVIATIONS = frozenset("ßẞς\u200c\u200d")
 DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 # A quoted string, an escaped character, one that has a meaning, or a run of others: linear, whatever stands there.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|\\.|[()<>,:;]|[^"\\()<>,:;]++|\\', re.DOTALL)
 
 
-def domain(froms: Sequence[bytes]) -> str:
-    """The author's domain in lower case, as A-labels, from the values of the From fields; "" where there is not one.
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Two From fields, or two domains in one: readers show either, and no author could be vouched for (RFC 9989 §4.4)."""
 
-    RFC 9989 §4.4: a repeated From, or one of several domains, has no author that could be vouched for.
-    """
-    if len(froms) != 1 or len(froms[0]) > MAX_FIELD:
-        return ""
-    text = froms[0].decode("utf-8", "replace")
-    found = {a_labels(address.rpartition("@")[2]) for address in _addresses(text) if "@" in address}
-    return found.pop() if len(found) == 1 else ""
+
+def domain(froms: Sequence[bytes]) -> str | Several:
+    """The author's domain in lower case, as A-labels, from the values of the From fields; "" where none can be read."""
+    if len(froms) > 1:
+        return Several()
+    found = {a_labels(address.rpartition("@")[2]) for address in addresses(froms)}
+    return Several() if len(found) > 1 else next(iter(found), "")
+
+
+def addresses(froms: Sequence[bytes]) -> list[str]:
+    """The addresses in the values of the From fields, as written but for blanks; none of a field that is too long."""
+    texts = [field.decode("utf-8", "replace") for field in froms if len(field) <= MAX_FIELD]
+    return ["".join(found.split()) for text in texts for found in _addresses(text) if "@" in found]
 
 
 def a_labels(name: str) -> str:
     """A domain name as the DNS has it (RFC 5890 §2.3.2.1), in lower case; "" if it is none."""
     name = "".join(name.split()).removesuffix(".")  # RFC 5322 §4.4: spaces around its dots
+    if not DEVIATIONS.isdisjoint(name):
+        return ""
     if not name.isascii() and len(name) <= MAX_DOMAIN:
         try:
             name = name.encode("idna").decode("ascii")

@@ -71,12 +71,6 @@ def may_ask(sender: str) -> bool:
     return any(_is_of(domain, service) for service in SERVICES)
 
 
-def is_named(written: str) -> bool:
-    """Does a service's author stand anywhere in these From fields? A quick look before they are read."""
-    lower = written.lower()
-    return any(author in lower for service in SERVICES for author in service.authors)
-
-
 def claimed(authors: Sequence[str]) -> Service | None:
     """The service that a mail says it comes from; `authors` are the addresses of its From fields."""
     written = {author.lower() for author in authors}

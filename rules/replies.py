@@ -53,6 +53,7 @@ MALFORMED = _fixed(553, "5.1.3", "Adresse de collecte mal formee (malformed addr
 UNKNOWN = _fixed(550, "5.1.1", "Adresse de collecte inconnue (unknown address)")
 NOT_ALLOWED = _fixed(550, "5.7.1", "Envoi non autorise vers cette adresse (not permitted)")
 UNVERIFIED = _fixed(451, "4.4.3", "Expediteur non verifiable pour l'instant, reessayez (cannot verify the sender now)")
+SEVERAL_AUTHORS = _fixed(550, "5.7.1", "Plusieurs auteurs dans From, un seul attendu (more than one author in From)")
 NOT_ASCII = _fixed(553, "5.6.7", "Adresse non ASCII non prise en charge (non-ASCII address not supported)")
 NO_DOCUMENT = _fixed(554, "5.6.0", "Aucun document joint (no document attached)")
 BARE_NEWLINE = _fixed(550, "5.5.2", "Fin de ligne incorrecte (bare CR or LF)")

@@ -105,8 +105,8 @@ def signed(*domains: str) -> tuple[Signature, ...]:
         (mail(message("a@quiet.test")), Authentication(FAILED, (), Dmarc("none", "quiet.test"))),
         (mail(message("a@broken.test")), Authentication(FAILED, (), Dmarc("permerror", "broken.test"))),
         (mail(message("")), Authentication(FAILED, (), Dmarc("permerror"))),
-        (mail(message("a@fr.test>, <b@x.test")), Authentication(FAILED, (), Dmarc("permerror"))),
-        (mail(b"From: a@fr.test\r\n" + message()), Authentication(FAILED, (), Dmarc("permerror"))),
+        (mail(message("a@fr.test>, <b@x.test")), Authentication(FAILED, (), Dmarc("permerror", policy="reject"))),
+        (mail(b"From: a@fr.test\r\n" + message()), Authentication(FAILED, (), Dmarc("permerror", policy="reject"))),
         # A domain that does not exist, where that matters; and where the DNS does not say.
         (mail(message("a@there.np.test")), Authentication(FAILED, (), Dmarc("fail", "there.np.test", "none"))),
         (mail(message("a@nothere.np.test")), Authentication(FAILED, (), Dmarc("fail", "nothere.np.test", "reject"))),

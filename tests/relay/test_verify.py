@@ -5,20 +5,20 @@ import hashlib
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import dkim
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicNumbers, generate_private_key
 from dkim.canonicalization import Relaxed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relay import sign, verify
-from relay.sign import Key, Signer, SimpleBodyHash
+from relay.sign import Field, Key, Signer, SimpleBodyHash
 from relay.verify import Claim, RelaxedBodyHash
 from rules.authentication import Signature
 from tests.support.effort import examples
@@ -350,6 +350,40 @@ def test_keys_that_are_too_small_or_too_large() -> None:
     )
     for other in (b"AAAA", base64.b64encode(ed25519)):
         assert verified(message, {"rsa._domainkey.fr.test": [b"p=" + other]})[0].why == "key syntax"
+
+
+def test_an_exponent_that_would_take_long_is_refused() -> None:
+    modulus = RSA.public_key().public_numbers().n
+    slow = RSAPublicNumbers((1 << 2046) | 1, modulus).public_key()
+    der = slow.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    record = b"v=DKIM1; k=rsa; p=" + base64.b64encode(der)
+    found = verified(ours(HEADER + b"x\r\n", RSA), {"rsa._domainkey.fr.test": [record]})
+    assert [(signature.result, signature.why) for signature in found] == [("policy", "exponent")]
+
+
+def test_ten_signatures_of_one_large_header_cost_what_one_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    canonicalised = []
+
+    def counted(fields: Sequence[Field]) -> list[Field]:
+        canonicalised.extend(value for _, value in fields)
+        return Relaxed.canonicalize_headers(fields)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(verify, "_relaxed", counted)
+    signature = (
+        b"DKIM-Signature: v=1; a=ed25519-sha256; c=relaxed/relaxed; d=fr.test; s=ed; h=from:x; bh="
+        + base64.b64encode(bytes(32))
+        + b"; b="
+        + base64.b64encode(bytes(64))
+        + b"\r\n"
+    )
+    for size, expected in (
+        (verify.MAX_SIGNED // 2, ("fail", "signature")),
+        (verify.MAX_SIGNED, ("permerror", "header")),
+    ):
+        canonicalised.clear()
+        found = verified(signature * 10 + b"X: " + b"a " * (size // 2) + b"\r\n" + HEADER)
+        assert [(verdict.result, verdict.why) for verdict in found] == [expected] * 10
+        assert sum(len(value) > 1000 for value in canonicalised) == (expected[0] == "fail")
 
 
 def test_names_are_told_as_the_dns_has_them() -> None:

@@ -10,7 +10,7 @@ from rules import access, ruleset
 from rules.access import Allow, AllowIf, Forwarders, Peer, Refuse, Route
 from rules.address import Bounce, File, Postmaster, Relay
 from rules.authentication import Authentication, Dmarc, DmarcResult, Policy, Signature, Spf
-from rules.replies import NOT_ALLOWED, UNVERIFIED
+from rules.replies import NOT_ALLOWED, SEVERAL_AUTHORS, UNVERIFIED
 
 SHIPPED = ruleset.load((files("rules") / "welyb.toml").read_text("utf-8"), "rules/welyb.toml")
 MEG, VENTES = SHIPPED.named("meg"), SHIPPED.named("ventes")
@@ -102,7 +102,8 @@ REJECTED = known("fail", "reject")
         ("fail", "quarantine", "allow", "refuse"),
         ("fail", "none", "allow", "refuse"),
         ("none", "none", "allow", "refuse"),
-        ("permerror", "reject", "allow", "refuse"),
+        ("permerror", "reject", "several", "several"),  # several authors
+        ("permerror", "none", "allow", "refuse"),
         ("temperror", "reject", "allow", "wait"),
         ("temperror", "none", "allow", "wait"),
     ],
@@ -110,6 +111,7 @@ REJECTED = known("fail", "reject")
 def test_what_dmarc_is_worth(result: DmarcResult, policy: Policy, filed: str, listed: str) -> None:
     """Open to anyone unless the author's domain asks for a refusal; listed domains must pass; trouble is none of theirs."""
     answers = {"allow": Allow(), "refuse": Refuse(NOT_ALLOWED), "wait": Refuse(UNVERIFIED)}
+    answers["several"] = Refuse(SEVERAL_AUTHORS)
     for route, wanted in ((FILE, filed), (LISTED, listed)):
         word = last_word(route, known(result, policy))
         if wanted == "dmarc":
