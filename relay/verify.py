@@ -252,6 +252,9 @@ class RelaxedBodyHash:
         self._carry = b""  # blanks at the end of the last chunk, as one, and a CR
 
     def feed(self, chunk: bytes) -> None:
+        if not self._carry and b" " not in chunk and b"\t" not in chunk and not chunk.endswith(b"\r"):
+            self._lines.feed(chunk)  # base64: nothing to bring into form
+            return
         chunk = self._carry + chunk if self._carry else chunk
         text = chunk.removesuffix(b"\r")
         end = len(text.rstrip(b" \t"))
