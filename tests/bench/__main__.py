@@ -19,16 +19,16 @@ from tests.bench.cases import Case, Facts, cases
 from tests.bench.exim import Exim
 from tests.bench.haraka import Haraka
 from tests.bench.opensmtpd import OpenSmtpd
-from tests.bench.ours import Ours, Pair
+from tests.bench.ours import Ours, Pair, Verifying
 from tests.bench.plain import Plain
 from tests.bench.postfix import Postfix, Signing
 from tests.bench.server import Place, Server
 from tests.bench.traffic import BenchError, Sink
 
 SERVERS: dict[str, type[Server]] = {
-    kind.name: kind for kind in (Postfix, Signing, OpenSmtpd, Exim, Haraka, Plain, Ours, Pair)
+    kind.name: kind for kind in (Postfix, Signing, OpenSmtpd, Exim, Haraka, Plain, Ours, Pair, Verifying)
 }
-WHAT = ("accept", "drain", "through", "list", "memory", "scan", "growth")
+WHAT = ("accept", "drain", "through", "list", "memory", "verify", "scan", "growth")
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"
 CALM = 0.3  # cores in other hands; a run beside more than that is repeated
 TRIES = 3
@@ -46,18 +46,25 @@ def options() -> argparse.Namespace:
     parser.add_argument("--ext4", type=int, default=0, metavar="GB", help="measure on a journaled ext4 of this size")
     given = parser.parse_args()
     given.rounds = given.rounds or (1 if given.quick else 3)
-    given.peers = given.peers or ("postfix,ours" if given.quick else ",".join(SERVERS))
+    given.peers = given.peers or ("postfix,ours,ours-verify" if given.quick else ",".join(SERVERS))
     given.what = given.what.split(",")
     return given
 
 
+def chosen(given: argparse.Namespace) -> list[Case]:
+    return [case for case in cases(quick=given.quick) if case.what in given.what and given.only in case.label]
+
+
 def prepared(given: argparse.Namespace, place: Place) -> list[Server]:
-    """Those of the servers asked for that can be had here."""
+    """Those of the servers asked for that have a part in it and can be had here."""
+    needed = {case.needs for case in chosen(given)}
     servers = []
     for name in given.peers.split(","):
+        if name != "ours" and not needed & SERVERS[name].can:  # it alone is measured by `scale`
+            continue
         server = SERVERS[name](place)
         try:
-            if not roots.may_mount() and name not in ("ours", "aiosmtpd", "haraka"):
+            if not roots.may_mount() and name not in ("ours", "ours-verify", "aiosmtpd", "haraka"):
                 raise BenchError("needs root, and mount namespaces")
             server.prepare()
             print(f"{name}: {server.version()}", flush=True)
@@ -85,9 +92,8 @@ def measured(case: Case, server: Server, sink: Sink) -> Facts:
 
 def rounds(given: argparse.Namespace, servers: list[Server], sink: Sink, found: list[Facts]) -> None:
     """Adds one row to `found` for every run, so that what was measured is kept whatever happens next."""
-    chosen = [case for case in cases(quick=given.quick) if case.what in given.what and given.only in case.label]
     for number in range(given.rounds):
-        for case in chosen:
+        for case in chosen(given):
             for server in servers:
                 if case.needs not in server.can:
                     continue

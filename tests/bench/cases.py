@@ -4,21 +4,26 @@ Knows alone: the sizes, the numbers of connections, and what is in the time that
 """
 
 import os
+import random
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from tests.bench.meter import Meter
+from tests.bench.ours import AUTHOR, Ours
 from tests.bench.server import Server
 from tests.bench.traffic import BenchError, Load, Sink, received
+from tests.support.clients import mail
 
 Facts = dict[str, Any]
 # In bytes of the mail; the last is a document of just under 10,000,000 bytes in base64.
 SIZES: Mapping[str, int] = {"20 KB": 20_000, "200 KB": 200_000, "1 MB": 1_000_000, "13.7 MB": 13_684_000}
 DRAINS: Mapping[str, int] = {"20 KB": 2000, "13.7 MB": 50}  # mails queued
 LISTED = 10_000
+EVERYBODY = 10_000_000  # recipients: more than mails, for a document is the same in all that bear one signature
 PATIENCE = 180  # seconds for a queue to be sent
 
 
@@ -58,6 +63,37 @@ def accept(size: str, connections: int, *, per_connection: int = 1, bdat: bool =
     manner = "BDAT" if bdat else "kept open" if per_connection == 0 else "each its own"
     label = f"{size}, {connections} connections, {manner}"
     return Case("accept", label, measure, "bdat" if bdat else "accept", key=(size, connections))
+
+
+def verify(size: str, *, seconds: float = 4) -> Case:
+    """Mails that their author signed, answered 250 in a second; what was found out of each of them is looked at."""
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        assert isinstance(server, Ours)
+        server.start("hold")
+        letter = server.folder / "signed.eml"
+        letter.write_bytes(signed(SIZES[size]))
+        first = Load(mail=letter, connections=10, messages=20, recipient=server.recipient, users=EVERYBODY)
+        first.send(server.port)  # let it ask the DNS
+        time.sleep(0.3)
+        with Meter(server.group) as meter:
+            said = replace(first, messages=0, seconds=seconds).send(server.port)
+            time.sleep(0.1)
+        if server.findings() != {server.expected: first.messages + said["sent"]}:
+            raise BenchError(f"not what was to be found of {said['sent']} mails: {server.findings()}")
+        return {**said, **meter.facts, "value": said["rate"], "cpu_ms": 1e3 * meter.facts["cpu_s"] / said["sent"]}
+
+    return Case("verify", f"{size} signed, 10 connections", measure, "verify", key=(size, 10))
+
+
+@cache
+def signed(size: int) -> bytes:
+    """Just under `size`, its Message-ID not signed and left to the generator."""
+    pdf = b"%PDF-1.4\n" + random.Random(size).randbytes((size - 2000) * 57 // 78)
+    message = mail(AUTHOR.address, "collecte@welyb.example", ("facture.pdf", "application/pdf", pdf))
+    header, _, body = message.partition(b"\r\n\r\n")
+    fields = [field for field in header.split(b"\r\n") if not field.startswith(b"Message-ID:")]
+    return AUTHOR.signed(b"\r\n".join(fields) + b"\r\n\r\n" + body)
 
 
 def memory() -> Case:
@@ -150,6 +186,7 @@ def cases(*, quick: bool) -> list[Case]:
     chosen += [accept("13.7 MB", 10, bdat=True, seconds=seconds)]
     chosen += [make(size) for make in (drain, through) for size in DRAINS]
     chosen += [listing(), memory()]
+    chosen += [verify(size, seconds=seconds) for size in ("20 KB", "1 MB")]
     if quick:
         return [case for case in chosen if case.what != "accept" or case.key in (("20 KB", 10), ("13.7 MB", 10))]
     return chosen

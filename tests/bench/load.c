@@ -2,13 +2,15 @@
  *
  * One thread a connection, blocking sockets. A mail is a short text and one document in base64, in lines of 76; every
  * one has a Message-ID and a document of its own (a serial number in its first line), so that no server can find a
- * repeat. Up to its last 250 a mail's time counts, the connection included where each mail has its own.
+ * repeat. Or it is a file, lines ended by CRLF and none begun by a dot, with a Message-ID before it: one that bears a
+ * signature. Up to its last 250 a mail's time counts, the connection included where each mail has its own.
  * Knows alone: what the bench's mail looks like. Limits: IPv4; no TLS.
  *
  *   load -p PORT (-s SECONDS | -n MESSAGES) [-a ADDRESS] [-c CONNECTIONS] [-b BYTES] [-k MAILS]
- *        [-f SENDER] [-t RECIPIENT] [-u USERS] [-P] [-B]
+ *        [-f SENDER] [-t RECIPIENT] [-u USERS] [-m FILE] [-P] [-B]
  *   -k  mails per connection, 0: one connection for all       -P  MAIL, RCPT and DATA in one packet
  *   -t  may hold one %d: the number of a user, 0 to USERS-1   -B  BDAT instead of DATA
+ *   -m  the mail but for its Message-ID; -b does not count then
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -22,6 +24,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,12 +37,12 @@ static struct {
     long messages;
     double seconds;
     size_t bytes;
-    const char *sender, *recipient;
+    const char *sender, *recipient, *mail;
     bool pipelined, bdat;
 } plan = {.connections = 1, .mails_each = 1, .users = 1, .bytes = 20000,
           .sender = "scanner@client.example", .recipient = "user%d@dest.example"};
 
-static char *lines;        /* the document from its second line on, and what ends the mail */
+static char *lines;        /* the document from its second line on, or all of -m, and what ends the mail */
 static size_t lines_size;
 static double began, ends;
 static atomic_long taken, errors;
@@ -64,15 +67,18 @@ static double now(void) {
 /* --- the mail --- */
 
 static int write_head(char *to, size_t room, long serial) {
-    return snprintf(to, room,
-        "Message-ID: <%ld.%d.%lld@client.example>\r\nDate: Mon, 02 Mar 2026 09:00:00 +0100\r\n"
+    int id = snprintf(to, room, "Message-ID: <%ld.%d.%lld@client.example>\r\n",
+        serial, (int)getpid(), (long long)(began * 1e6));
+    if (plan.mail) return id;
+    return id + snprintf(to + id, room - (size_t)id,
+        "Date: Mon, 02 Mar 2026 09:00:00 +0100\r\n"
         "From: Scanner <scanner@client.example>\r\nTo: <collecte@welyb.example>\r\nSubject: Numerisation\r\n"
         "MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"b1_5f2c9d\"\r\n\r\n"
         "--b1_5f2c9d\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nVeuillez trouver le document ci-joint.\r\n\r\n"
         "--b1_5f2c9d\r\nContent-Type: application/pdf; name=\"facture.pdf\"\r\nContent-Transfer-Encoding: base64\r\n"
         "Content-Disposition: attachment; filename=\"facture.pdf\"\r\n\r\n"
         "JVBERi0xLjQK%016ld%048d\r\n", /* "%PDF-1.4\n", and the document's number in digits of base64 */
-        serial, (int)getpid(), (long long)(began * 1e6), serial, (int)getpid());
+        serial, (int)getpid());
 }
 
 static void make_lines(void) {
@@ -95,6 +101,20 @@ static void make_lines(void) {
     }
     memcpy(at, end, sizeof end);
     lines_size = (size_t)(at - lines) + sizeof end - 1;
+}
+
+static bool read_lines(void) {
+    static const char end[] = ".\r\n";
+    struct stat about;
+    FILE *file = fopen(plan.mail, "rb");
+    if (!file || fstat(fileno(file), &about)) return false;
+    size_t size = (size_t)about.st_size;
+    lines = malloc(size + sizeof end);
+    bool whole = fread(lines, 1, size, file) == size;
+    fclose(file);
+    memcpy(lines + size, end, sizeof end);
+    lines_size = size + sizeof end - 1;
+    return whole;
 }
 
 /* --- the conversation --- */
@@ -270,7 +290,7 @@ static bool fits(const char *pattern) {
 
 int main(int argc, char **argv) {
     plan.to = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    for (int option; (option = getopt(argc, argv, "a:p:c:s:n:b:k:f:t:u:PB")) != -1;) switch (option) {
+    for (int option; (option = getopt(argc, argv, "a:p:c:s:n:b:k:f:t:u:m:PB")) != -1;) switch (option) {
         case 'a': if (!inet_aton(optarg, &plan.to.sin_addr)) return usage(); break;
         case 'p': plan.to.sin_port = htons((unsigned short)atoi(optarg)); break;
         case 'c': plan.connections = atoi(optarg); break;
@@ -281,6 +301,7 @@ int main(int argc, char **argv) {
         case 'f': plan.sender = optarg; break;
         case 't': plan.recipient = optarg; break;
         case 'u': plan.users = atoi(optarg); break;
+        case 'm': plan.mail = optarg; break;
         case 'P': plan.pipelined = true; break;
         case 'B': plan.bdat = true; break;
         default: return usage();
@@ -289,7 +310,8 @@ int main(int argc, char **argv) {
     if (endless || !plan.to.sin_port || plan.connections < 1 || plan.users < 1) return usage();
     if (!fits(plan.recipient) || strlen(plan.sender) > 400) return usage();
     began = now();
-    make_lines();
+    if (!plan.mail) make_lines();
+    else if (!read_lines()) return usage();
     client *clients = calloc((size_t)plan.connections, sizeof *clients);
     began = now();
     ends = began + plan.seconds;

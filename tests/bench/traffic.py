@@ -42,9 +42,11 @@ def _program(name: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One stretch of traffic: for `seconds`, or until `messages` are taken."""
+    """One stretch of traffic: for `seconds`, or until `messages` are taken. Each mail is of `bytes`, or is `mail`, a file
+    without a Message-ID."""
 
-    bytes: int
+    bytes: int = 0
+    mail: Path | None = None
     connections: int = 1
     messages: int = 0
     seconds: float = 0
@@ -59,6 +61,7 @@ class Load:
         options = {"p": port, "c": self.connections, "b": self.bytes, "k": self.per_connection, "u": self.users}
         length = {"n": self.messages} if self.messages else {"s": self.seconds}
         words = [f"-{letter}{value}" for letter, value in {**options, **length, "t": self.recipient}.items()]
+        words += [f"-m{self.mail}"] if self.mail else []
         words += ["-P"] * self.pipelined + ["-B"] * self.bdat
         done = subprocess.run([_program("load"), *words], capture_output=True, text=True, timeout=TIMEOUT, check=False)
         said: dict[str, Any] = json.loads(done.stdout or '{"errors": 1, "first_error": "no output"}')
