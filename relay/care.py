@@ -23,7 +23,7 @@ from relay.commit import Writer
 from relay.config import Config
 from relay.mime import Span
 from relay.spool import Spool, SpoolError
-from relay.store import audit, connections, erasure, retention, throttles
+from relay.store import audit, connections, erasure, intake, retention, throttles
 from relay.store.audit import Needed, Problem
 from relay.store.database import Store, transaction
 from rules.deposit import Known
@@ -67,6 +67,7 @@ async def _purge(config: Config, db: Database, *, spool: Spool, writer: Writer, 
             await asyncio.to_thread(spool.remove_segment, segment)
     await asyncio.to_thread(spool.remove_empty_days)
     await writer.write(lambda db_, _: throttles.forget(db_, at, PURGED_AT_ONCE))
+    await writer.write(lambda db_, _: intake.forget_refusals(db_, at, PURGED_AT_ONCE))
 
 
 def _remove(spool: Spool, keys: Sequence[str]) -> None:

@@ -29,6 +29,10 @@ LIFETIME = 5.0  # seconds for one question, all servers and retries counted
 PROBE_LIFETIME = 2.0
 RESOLV_CONF = "/etc/resolv.conf"
 CACHED_ANSWERS = 10_000
+STUBS = (
+    "127.0.0.53",
+    "127.0.0.54",
+)  # systemd-resolved: as it comes it validates nothing, and passes on what others say
 MAX_HOSTS = 10  # of one domain: a hostile zone must not make us ask for hundreds of addresses
 
 
@@ -221,7 +225,7 @@ def _said(error: Exception) -> str:
 
 def _is_loopback(server: "str | dns.nameserver.Nameserver") -> bool:
     address = server.address if isinstance(server, dns.nameserver.AddressAndPortNameserver) else str(server)
-    return _is_address(address) and ip_address(address).is_loopback
+    return _is_address(address) and ip_address(address).is_loopback and address not in STUBS
 
 
 def _is_address(text: str) -> bool:

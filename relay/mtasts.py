@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
+from pysqlite3.dbapi2 import OperationalError
 from sqlite_utils import Database
 
 from relay import clock, log
@@ -67,7 +68,10 @@ class Policies:
         assert policy is not None  # `fetched` gives no other
         now = clock.now()
         new = Kept(domain, id_, text, clock.stamp(now), clock.stamp(now + timedelta(seconds=policy.max_age)))
-        await self._writer.write(lambda db, _: store.keep(db, new))
+        try:
+            await self._writer.write(lambda db, _: store.keep(db, new))
+        except OperationalError as error:
+            log.trouble("sts", error)  # locked, or no room: it holds for this run, and is fetched again by the next
         return new
 
 

@@ -93,7 +93,8 @@ def _make(config: Config, selector: str, kinds: Sequence[Kind], why: str) -> Non
     with _told(config, "key-created", list(made), why):
         for name, kind in made.items():
             path = key_path(config, name)
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (config.relay.data, path.parent):  # with parents=True the mode is the last one's alone
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             sign.create(str(path), kind)
     _next_steps(config, made)
 

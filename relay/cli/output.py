@@ -43,6 +43,7 @@ def _table(rows: Iterable[Record], columns: Sequence[str]) -> int:
     if cells:
         drawn = tabulate(cells, headers=list(columns), tablefmt="simple", disable_numparse=True)  # type: ignore[no-untyped-call]
         sys.stdout.write(f"{drawn}\n")
+        sys.stdout.flush()  # before what is said on the other stream
     else:
         click.echo(t("(rien)", "(nothing)"), err=True)
     return len(cells)

@@ -329,5 +329,9 @@ def record_refusal(db: Database, refusal: Refusal) -> None:
     recipients, known = encode(refusal.recipients), kept_results(refusal.authentication)
     row = (refusal.id, refusal.at, refusal.peer, refusal.helo, refusal.sender, recipients, refusal.message_id)
     db.conn.execute(f"INSERT INTO refusal VALUES ({marks(range(10))})", (*row, documents, refusal.reply, known))
-    oldest = clock.stamp(clock.instant(refusal.at) - REFUSALS_KEPT)
-    db.conn.execute("DELETE FROM refusal WHERE id IN (SELECT id FROM refusal WHERE at < ? LIMIT 10)", (oldest,))
+
+
+def forget_refusals(db: Database, at: str, at_once: int) -> None:
+    """What is past its ninety days by `at`; inside the caller's transaction."""
+    oldest = clock.stamp(clock.instant(at) - REFUSALS_KEPT)
+    db.conn.execute("DELETE FROM refusal WHERE id IN (SELECT id FROM refusal WHERE at < ? LIMIT ?)", (oldest, at_once))

@@ -87,7 +87,13 @@ def members(word: str) -> set[str]:
 
 
 def analyze(*words: str) -> str:
-    environment = {**os.environ, "LD_LIBRARY_PATH": library_path("systemd"), "LC_ALL": "C.UTF-8"}
+    units = f"{root_of('systemd')}/lib/systemd/system:"  # a machine without systemd has none; the colon adds its own
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": library_path("systemd"),
+        "LC_ALL": "C.UTF-8",
+        "SYSTEMD_UNIT_PATH": units,
+    }
     tool = root_of("systemd") / "usr/bin/systemd-analyze"
     done = subprocess.run([tool, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -261,7 +261,12 @@ def test_records_of_any_type(server: NameServer) -> None:
 
 @pytest.mark.parametrize(
     ("servers", "local"),
-    [(["127.0.0.1"], True), (["[::1]:53", "127.0.0.53"], True), (["127.0.0.1", "10.0.0.1"], False)],
+    [
+        (["127.0.0.1"], True),
+        (["[::1]:53", "127.0.0.2"], True),
+        (["127.0.0.53"], False),
+        (["127.0.0.1", "10.0.0.1"], False),
+    ],
 )
 def test_only_a_resolver_on_this_machine_is_believed(servers: list[str], local: bool) -> None:
     assert Resolver(servers)._local is local
