@@ -183,7 +183,7 @@ def test_what_would_fail_dmarc_there_leaves_as_a_message_of_ours(firm: Firm) -> 
     with firm.collector_away():
         firm.run()
     (waiting,) = firm.relay.json("queue", "list", "--id", id_)
-    assert (waiting["state"], waiting["attempts"]) == ("waiting", 1)
+    assert waiting["state"] == "waiting"  # tried, or put off behind another that was
     came = arrived(firm, id_)
     assert re.fullmatch(r"retours\+[a-z2-7]+@welyb\.fr", came.envelope_sender)
     found = documents_of(came)
