@@ -1,7 +1,8 @@
 """The one way in: facts → rules → spool + store → reply. The SMTP server and the milter both come through here.
 
 Knows alone: what happens to a mail between its last byte and its 250. It never answers 250 before relay.commit says the
-bytes and the rows are durable, and it never answers 5xx for a trouble of ours.
+bytes and the rows are durable, and it never answers 5xx for a trouble of ours. Over 400 lines because that is one story:
+what each RCPT and the end of the data deserve, in the order in which it is asked.
 """
 
 import asyncio
@@ -36,6 +37,7 @@ from rules.authentication import Authentication
 from rules.replies import Reply
 from rules.ruleset import Rule, RuleSet
 
+MAX_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8
 MAX_RECEIVED = 50  # RFC 5321 §6.3 asks for at least 100 hops; a collector is never that far from us
 MAX_REPORT = 1 << 20  # bytes of a mail to retours+ that are looked at
 LEAST_FREE = 0.05  # of the spool's blocks and inodes
@@ -111,8 +113,20 @@ class Intake:
     def recipient(self, argument: path.Path, peer: access.Peer, sender: str = "") -> Recipient | Reply | None:
         """One RCPT, judged alone (domain.md §4): headers never decide, and neither do the other recipients.
 
-        None: to be asked again after `list_clients`, since a client's folder may just have been made.
+        None: to be asked of `recipient_again`.
         """
+        held = self.throttles.held(argument, peer, sender)
+        if held is not None:
+            return held
+        judged = self._recipient(argument, peer, sender)
+        return None if judged is None else self.throttles.judged(argument, peer, judged)
+
+    async def recipient_again(self, argument: path.Path, peer: access.Peer, sender: str = "") -> Recipient | Reply:
+        """Once the GED has been listed: an unknown client may be a folder made a minute ago."""
+        await self.directory.list_again()
+        return self.throttles.judged(argument, peer, self._recipient(argument, peer, sender) or replies.UNKNOWN)
+
+    def _recipient(self, argument: path.Path, peer: access.Peer, sender: str) -> Recipient | Reply | None:
         domain = self.config.relay.domain
         route = address.route(argument, self.ruleset, domain, self.directory.registered())
         if isinstance(route, address.Refuse):
@@ -158,9 +172,6 @@ class Intake:
         while self._doubtful:
             self.forget(self._doubtful.pop())
 
-    async def list_clients(self) -> None:
-        await self.directory.list_again()
-
     def track(self, work: Coroutine[Any, Any, Reply]) -> "asyncio.Task[Reply]":
         """A commit under way, kept until it is over whatever happens to its session."""
         task = asyncio.get_running_loop().create_task(work)
@@ -201,6 +212,17 @@ class Transaction:
         self._incoming.write(data)
         self._scanner.feed(data)
 
+    def take(self, data: bytes) -> Reply | None:
+        """The same; what the mail's end is to be answered, where they cannot be taken."""
+        if self.size + len(data) > self._door.config.smtp.max_message_size:
+            return replies.MESSAGE_TOO_BIG
+        try:
+            self.feed(data)
+        except OSError as error:
+            log.trouble(self.id, error)
+            return replies.DISK_LOW
+        return None
+
     def abort(self) -> None:
         self._incoming.discard()
 
@@ -214,10 +236,7 @@ class Transaction:
     async def _conclude(self, refused: Reply | None) -> Reply:
         began = asyncio.get_running_loop().time()
         try:
-            reply = await self._finish(refused)
-            if reply.code == replies.accepted("").code:
-                self._door.throttles.accepted(self._envelope, self._recipients)
-            return reply
+            return await self._finish(refused)
         except Exception as error:
             self.abort()
             log.trouble(self.id, error)
@@ -402,6 +421,7 @@ class Transaction:
             log.repeated(committed.message, peer=peer)
         if committed.filings:
             self._door.on_filings()
+        self._door.throttles.accepted(self._envelope, self._recipients)
         return replies.accepted(committed.message)
 
     def _draft(self, known: Authentication | None) -> Draft:

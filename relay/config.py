@@ -1,6 +1,7 @@
 """TOML → frozen Config. An unknown key or a bad value refuses to start, and names file, line, key and remedy.
 
-Knows alone: the settings, their defaults and their units. Relative paths are relative to the file.
+Knows alone: the settings, their defaults and their units. Relative paths are relative to the file. Over 400 lines because
+every table is here, and what is wrong with a bad one beside it.
 """
 
 import os

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from relay import log
-from relay.accept import Intake, Transaction
+from relay.accept import MAX_RECIPIENTS, Intake, Transaction
 from relay.compose import LOOP_HEADER
 from relay.draft import Envelope, Recipient
 from relay.milter.answers import (
@@ -31,7 +31,6 @@ from relay.store.intake import NewDelivery
 from rules import path, replies
 from rules.replies import Reply
 
-MAX_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8
 PROGRESS_EVERY = 5.0  # seconds; Postfix's patience is milter_content_timeout, sendmail's the milter's own T=
 
 
@@ -95,18 +94,8 @@ class Mail:
             return replies.DISK_LOW
         if len(self._ours) >= MAX_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
-        return await self._ask(found, self._envelope)
-
-    async def _ask(self, found: path.Path, envelope: Envelope) -> Recipient | Reply:
-        peer, throttles = envelope.peer, self._intake.throttles
-        held = throttles.held(found, peer, envelope.sender)
-        if held is not None:
-            return held
-        judged = self._intake.recipient(found, peer, envelope.sender)
-        if judged is None:  # an unknown client may be a folder made a minute ago
-            await self._intake.list_clients()
-            judged = self._intake.recipient(found, peer, envelope.sender)
-        return throttles.judged(found, peer, judged or replies.UNKNOWN)
+        asked = found, self._envelope.peer, self._envelope.sender
+        return self._intake.recipient(*asked) or await self._intake.recipient_again(*asked)
 
     # --- octets -----------------------------------------------------------------------------------------------------
 
@@ -115,15 +104,7 @@ class Mail:
         self._shown = True
         if not self._ours or self._refused is not None or not octets:
             return
-        transaction = self._begun()
-        if transaction.size + len(octets) > self._intake.config.smtp.max_message_size:
-            self._refused = replies.MESSAGE_TOO_BIG
-            return
-        try:
-            transaction.feed(octets)
-        except OSError as error:
-            log.trouble(transaction.id, error)
-            self._refused = replies.DISK_LOW
+        self._refused = self._begun().take(octets)
 
     @property
     def wants_more(self) -> bool:

@@ -3,30 +3,20 @@
 Knows alone: that a mail which cannot be taken is still read to its end, so that the answer comes where it is expected.
 """
 
-from dataclasses import dataclass
-
-from relay import log
 from relay.accept import Transaction
 from relay.smtp.body import DotDecoder, Normaliser
-from rules import replies
 from rules.replies import Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`size` in bytes of the whole message; `normalise` turns bare CR or LF into CRLF."""
-
-    size: int
-    normalise: bool
-
-
 class Reception:
-    """`refused` is the answer at the end, where the mail cannot be taken; `complete` once its last byte has come."""
+    """`refused` is the answer at the end, where the mail cannot be taken; `complete` once its last byte has come.
 
-    def __init__(self, transaction: Transaction | None, limits: Limits) -> None:
+    `normaliser` turns bare CR or LF into CRLF, where that is wanted.
+    """
+
+    def __init__(self, transaction: Transaction | None, normaliser: Normaliser | None) -> None:
         self._transaction = transaction
-        self._limits = limits
-        self._normaliser = Normaliser() if limits.normalise else None
+        self._normaliser = normaliser
         self.refused: Reply | None = None
         self.complete = False
 
@@ -45,21 +35,14 @@ class Reception:
         transaction = self._transaction
         if not data or self.refused is not None or transaction is None:
             return
-        if transaction.size + len(data) > self._limits.size:
-            self.refused = replies.MESSAGE_TOO_BIG
-            return
-        try:
-            transaction.feed(data)
-        except OSError as error:
-            log.trouble(transaction.id, error)
-            self.refused = replies.DISK_LOW
+        self.refused = transaction.take(data)
 
 
 class Data(Reception):
     """After DATA, until CRLF.CRLF."""
 
-    def __init__(self, transaction: Transaction, limits: Limits) -> None:
-        super().__init__(transaction, limits)
+    def __init__(self, transaction: Transaction, normaliser: Normaliser | None) -> None:
+        super().__init__(transaction, normaliser)
         self._decoder = DotDecoder()
 
     def feed(self, data: bytes) -> bytes:
@@ -75,8 +58,8 @@ class Data(Reception):
 class Chunk(Reception):
     """`size` octets after BDAT (RFC 3030 §2)."""
 
-    def __init__(self, transaction: Transaction | None, limits: Limits, size: int) -> None:
-        super().__init__(transaction, limits)
+    def __init__(self, transaction: Transaction | None, normaliser: Normaliser | None, size: int) -> None:
+        super().__init__(transaction, normaliser)
         self._left = size
         self.complete = not size
 

@@ -12,14 +12,15 @@ from ssl import SSLContext
 from typing import TYPE_CHECKING
 
 from relay import log
-from relay.accept import Transaction
+from relay.accept import MAX_RECIPIENTS, Transaction
 from relay.draft import Envelope, Recipient
 from relay.passwords import Busy
 from relay.smtp.arrival import Arrival
 from relay.smtp.authentication import Credentials, Exchange
+from relay.smtp.body import Normaliser
 from relay.smtp.conversation import Answer
 from relay.smtp.door import Kind
-from relay.smtp.reception import Chunk, Data, Limits, Reception
+from relay.smtp.reception import Chunk, Data, Reception
 from relay.store.users import User
 from rules import access, path, replies, throttle
 from rules.replies import Reply
@@ -27,7 +28,6 @@ from rules.replies import Reply
 if TYPE_CHECKING:
     from relay.smtp.listener import Listener
 
-MAX_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8
 MAX_FAILURES = 3  # of AUTH
 FAILURE_DELAY = 1.0  # seconds, and as many more with every failure
 
@@ -164,19 +164,13 @@ class Session(Arrival):
             return _NOT_OFFERED
         if len(self._recipients) >= MAX_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
-        held = self._intake.throttles.held(found, self._peer, self._sender)
-        if held is not None:
-            return held
-        judged = self._intake.recipient(found, self._peer, self._sender or "")
-        return self._rcpt_again(found) if judged is None else self._take(found, judged)
+        judged = self._intake.recipient(found, self._peer, self._sender)
+        return self._rcpt_again(found, self._sender) if judged is None else self._take(judged)
 
-    async def _rcpt_again(self, found: path.Path) -> Reply:
-        """An unknown client may be a folder made a minute ago."""
-        await self._intake.list_clients()
-        return self._take(found, self._intake.recipient(found, self._peer, self._sender or "") or replies.UNKNOWN)
+    async def _rcpt_again(self, found: path.Path, sender: str) -> Reply:
+        return self._take(await self._intake.recipient_again(found, self._peer, sender))
 
-    def _take(self, found: path.Path, judged: Recipient | Reply) -> Reply:
-        judged = self._intake.throttles.judged(found, self._peer, judged)
+    def _take(self, judged: Recipient | Reply) -> Reply:
         if isinstance(judged, Reply):
             return judged
         self._recipients.append(judged)
@@ -204,7 +198,7 @@ class Session(Arrival):
         if not self._recipients:
             return replies.NO_RECIPIENTS
         self._transaction = self._begin()
-        data = Data(self._transaction, self._limits())
+        data = Data(self._transaction, self._normaliser())
         self.receive(data, lambda: self._end_of_mail(data))
         return _GO_AHEAD
 
@@ -215,7 +209,7 @@ class Session(Arrival):
         refused = None if self._recipients else (_SEQUENCE if self._sender is None else replies.NO_RECIPIENTS)
         if refused is None and self._transaction is None:
             self._transaction = self._begin()
-        chunk = Chunk(self._transaction, self._limits(), int(size))
+        chunk = Chunk(self._transaction, self._normaliser(), int(size))
         self.receive(chunk, lambda: refused or self._end_of_chunk(chunk, int(size), last))
         return None
 
@@ -226,10 +220,9 @@ class Session(Arrival):
             return self._end_of_mail(chunk)
         return Reply(250, "2.0.0", (f"{size} octets recus (octets received)",))
 
-    def _limits(self) -> Limits:
-        smtp = self._listener.config.smtp
-        normalise = smtp.bare_newlines == "normalise" and self._peer.trusted
-        return Limits(int(smtp.max_message_size), normalise)
+    def _normaliser(self) -> Normaliser | None:
+        wanted = self._listener.config.smtp.bare_newlines == "normalise" and self._peer.trusted
+        return Normaliser() if wanted else None
 
     def _end_of_mail(self, reception: Reception) -> Answer:
         transaction = self._transaction

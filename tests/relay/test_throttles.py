@@ -60,15 +60,7 @@ class Site:
     async def rcpt(self, to: str, *, ip: str = STRANGER, sender: str = SENDER) -> Recipient | Reply:
         asked, peer = path.parse(f"<{to}>".encode()), self.intake.peer(ip)
         assert isinstance(asked, path.Path)
-        held = self.intake.throttles.held(asked, peer, sender)
-        if held is not None:
-            return held
-        judged = self.intake.recipient(asked, peer)
-        if judged is None:
-            await self.intake.list_clients()
-            judged = self.intake.recipient(asked, peer)
-            assert judged is not None
-        return self.intake.throttles.judged(asked, peer, judged)
+        return self.intake.recipient(asked, peer, sender) or await self.intake.recipient_again(asked, peer, sender)
 
     async def mail(self, to: str = DUPONT, *, ip: str = STRANGER, sender: str = SENDER) -> bool:
         """Was it taken? Else it was told 450."""

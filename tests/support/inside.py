@@ -22,7 +22,7 @@ from relay.draft import Recipient
 from relay.filing import Filing
 from relay.flush import Means
 from relay.store.database import open_for_reading, rows
-from rules import path, replies
+from rules import path
 from rules.access import Peer
 from rules.replies import Reply
 
@@ -67,12 +67,10 @@ class Inside:
         for text in recipients:
             argument = path.parse(f"<{text}>".encode())
             assert isinstance(argument, path.Path), argument
-            judged = self.intake.recipient(argument, peer, sender)
-            if judged is None:
-                await self.intake.list_clients()
-                judged = self.intake.recipient(argument, peer, sender)
+            asked = argument, peer, sender
+            judged = self.intake.recipient(*asked) or await self.intake.recipient_again(*asked)
             if not isinstance(judged, Recipient):
-                return judged or replies.UNKNOWN
+                return judged
             accepted.append(judged)
         transaction = self.intake.begin(Envelope(peer, "cabinet.example", "ESMTP", "", sender), accepted)
         transaction.feed(message)
