@@ -66,8 +66,13 @@ async def _purge(config: Config, db: Database, *, spool: Spool, writer: Writer, 
         if clock.now() < until and retention.is_segment_free(db, segment):
             await asyncio.to_thread(spool.remove_segment, segment)
     await asyncio.to_thread(spool.remove_empty_days)
-    await writer.write(lambda db_, _: throttles.forget(db_, at, PURGED_AT_ONCE))
-    await writer.write(lambda db_, _: intake.forget_refusals(db_, at, PURGED_AT_ONCE))
+    await writer.write(lambda db_, _: _forget(db_, at))
+
+
+def _forget(db: Database, at: str) -> None:
+    """Whom we turned away, once that is long ago."""
+    throttles.forget(db, at, PURGED_AT_ONCE)
+    intake.forget_refusals(db, at, PURGED_AT_ONCE)
 
 
 def _remove(spool: Spool, keys: Sequence[str]) -> None:

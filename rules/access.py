@@ -62,11 +62,9 @@ def plain(ip: str) -> str:
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
     """Does `peer`, an IP address in text, lie in one of the trusted networks? An unreadable one never does."""
     try:
-        address = ip_address(peer.partition("%")[0])
+        address = ip_address(plain(peer.partition("%")[0]))
     except ValueError:
         return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped  # ::ffff:127.0.0.1 is 127.0.0.1 seen through a dual-stack socket
     return any(address in network for network in trusted if network.version == address.version)
 
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Literal, assert_never, get_args
 
+from rules import access
 from rules.address import MAILBOXES, Bounce, File, Postmaster, Relay
 from rules.path import Path
 
@@ -67,12 +68,13 @@ def network(ip: str) -> str:
     """An IPv4 address as it is, an IPv6 one (or its /64) as its /64, in their one spelling."""
     if ":" not in ip:
         return ip
+    bare = access.plain(ip.partition("%")[0].removesuffix("/64"))
+    if ":" not in bare:
+        return bare
     try:
-        address = IPv6Address(ip.partition("%")[0].removesuffix("/64"))
+        address = IPv6Address(bare)
     except ValueError:
         return ip
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)  # seen through a dual-stack socket
     return f"{IPv6Address(int(address) >> 64 << 64)}/64"
 
 

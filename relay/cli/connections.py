@@ -224,8 +224,8 @@ def remove(ctx: click.Context, number: int, reason: str, yes: bool) -> None:
             raise fail(_unknown(number), 1)
         if not yes:
             _see_the_last(config, db, found)
-    with changing(config) as db, transaction(db):
-        store.remove(db, found, at=clock.stamp(clock.now()), actor=actor(), why=reason)
+        with transaction(db):
+            store.remove(db, found, at=clock.stamp(clock.now()), actor=actor(), why=reason)
     click.echo(f"{number}")
 
 
