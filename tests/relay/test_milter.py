@@ -3,13 +3,10 @@
 The listener runs in this process, in a thread, so that its constants can be changed; all behind it is real.
 """
 
-import asyncio
 import contextlib
-import queue
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +15,6 @@ from miltertest import MilterConnection, constants
 
 from relay import config as configuration
 from relay.accept import Intake
-from relay.daemon import list_clients_of, means
-from relay.directory import Directory
 from relay.milter import listener as listening
 from relay.milter import mail as mails
 from relay.milter.listener import Milter, bind
@@ -28,6 +23,7 @@ from relay.store.database import open_for_reading, rows
 from rules import replies
 from tests.support.clients import mail
 from tests.support.documents import pdf
+from tests.support.door import served
 from tests.support.mta import TALKATIVE, Mta
 
 SENDER, VENTES, MEG = "compta@cabinet.example", "ventes+dupont@welyb.fr", "meg+dupont@welyb.fr"
@@ -72,50 +68,23 @@ Open = Callable[..., Door]
 @pytest.fixture
 def open_door(tmp_path: Path) -> Iterator[Open]:
     """Opens a door at `listen`, with the lines given below [smtp]."""
-    (tmp_path / "ged/Dupont").mkdir(parents=True)
-    threads: list[tuple[threading.Thread, Door]] = []
+    with served(tmp_path, _filtering) as start:
 
-    def open_(*smtp: str, listen: str = "inet:127.0.0.1:0") -> Door:
-        lines = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', "[milter]", f'listen = ["{listen}"]']
-        (tmp_path / "relay.toml").write_text("\n".join([*lines, "[smtp]", *smtp]))
-        told: queue.Queue[Door] = queue.Queue()
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(tmp_path, told.put)))
-        thread.start()
-        threads.append((thread, told.get(timeout=10)))
-        return threads[-1][1]
+        def open_(*smtp: str, listen: str = "inet:127.0.0.1:0") -> Door:
+            at_work = start(["[milter]", f'listen = ["{listen}"]', "[smtp]", *smtp])
+            return Door(tmp_path, at_work.place, at_work.intake, at_work.stop)
 
-    yield open_
-    for thread, door in threads:
-        door.stop()
-        thread.join(15)
-        assert not thread.is_alive()
+        yield open_
 
 
-async def _serve(folder: Path, tell: Callable[[Door], None]) -> None:
-    config = configuration.load(folder / "relay.toml")
-    ruleset = configuration.load_rules(config)
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    async with means(config, ruleset) as tools:
-        list_clients_of(config)
-        with contextlib.closing(open_for_reading(config.database)) as db:
-            directory = Directory(db, tools.writer, config.ged.root)
-            intake = Intake(
-                config,
-                ruleset,
-                spool=tools.spool,
-                writer=tools.writer,
-                directory=directory,
-                token_key=tools.token_key,
-            )
-            milter = Milter(intake)
-            (sock,) = bind(config)
-            name = sock.getsockname()
-            await milter.start([sock])
-            place = name if isinstance(name, str) else name[1]
-            tell(Door(folder, place, intake, lambda: loop.call_soon_threadsafe(stop.set)))
-            await stop.wait()
-            await milter.stop()
-            await intake.settled()
+@contextlib.asynccontextmanager
+async def _filtering(config: configuration.Config, intake: Intake) -> AsyncIterator[int | str]:
+    milter = Milter(intake)
+    (sock,) = bind(config)
+    name = sock.getsockname()
+    await milter.start([sock])
+    yield name if isinstance(name, str) else name[1]
+    await milter.stop()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The listener in this process, in a thread, so that its constants can be changed; all behind it is real.
 
-Knows alone: how a listener is put together when no daemon does it. Limits: one process.
+Knows alone: how what takes mail is put together when no daemon does it. Limits: one process.
 """
 
 import asyncio
@@ -8,7 +8,8 @@ import contextlib
 import queue
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import trustme
 
 from relay import config as configuration
 from relay.accept import Intake
+from relay.config import Config
 from relay.daemon import list_clients_of, means
 from relay.directory import Directory
 from relay.smtp.listener import Listener, addresses, bind
@@ -50,55 +52,78 @@ class Door:
 
 
 Open = Callable[..., Door]
+Serve = Callable[[Config, Intake], AbstractAsyncContextManager[Any]]  # what is at work meanwhile, and where
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    place: Any
+    intake: Intake
+    stop: Callable[[], None]
 
 
 @contextlib.contextmanager
-def doors(folder: Path) -> Iterator[Open]:
-    """A function that opens a door with the lines given below [smtp]."""
+def served(folder: Path, serve: Serve) -> Iterator[Callable[[Sequence[str]], Served]]:
+    """A function that puts an intake to work under the lines given, in a thread of its own, with `serve` before it."""
     (folder / "ged/Dupont").mkdir(parents=True)
-    threads: list[tuple[threading.Thread, Door]] = []
+    threads: list[tuple[threading.Thread, Served]] = []
 
-    def open_(*smtp: str, listen: str = "127.0.0.1:0") -> Door:
-        lines = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', "[authentication]", 'verify = "none"']
-        lines += ["[smtp]", f'listen = ["{listen}"]', *smtp]
-        (folder / "relay.toml").write_text("\n".join(lines))
-        told: queue.Queue[Door] = queue.Queue()
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(folder, told.put)))
+    def start(lines: Sequence[str]) -> Served:
+        settings = ["[relay]", 'data = "var"', "[ged]", 'root = "ged"', *lines]
+        (folder / "relay.toml").write_text("\n".join(settings))
+        told: queue.Queue[Served] = queue.Queue()
+        thread = threading.Thread(target=lambda: asyncio.run(_serve(folder, serve, told.put)))
         thread.start()
         threads.append((thread, told.get(timeout=10)))
         return threads[-1][1]
 
-    yield open_
-    for thread, door in threads:
-        door.stop()
+    yield start
+    for thread, at_work in threads:
+        at_work.stop()
         thread.join(15)
         assert not thread.is_alive()
 
 
-async def _serve(folder: Path, tell: Callable[[Door], None]) -> None:
+async def _serve(folder: Path, serve: Serve, tell: Callable[[Served], None]) -> None:
     config = configuration.load(folder / "relay.toml")
     ruleset = configuration.load_rules(config)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     async with means(config, ruleset) as tools:
         list_clients_of(config)
         with contextlib.closing(open_for_reading(config.database)) as db:
-            directory = Directory(db, tools.writer, config.ged.root)
             intake = Intake(
                 config,
                 ruleset,
                 spool=tools.spool,
                 writer=tools.writer,
-                directory=directory,
+                directory=Directory(db, tools.writer, config.ged.root),
                 token_key=tools.token_key,
             )
-            listener = Listener(intake)
-            (share,) = bind(config)
-            await listener.start(share)
-            ports = tuple(int(bound.rpartition(":")[2]) for bound in addresses(share))
-            tell(Door(folder, ports, intake, lambda: loop.call_soon_threadsafe(stop.set)))
-            await stop.wait()
-            await listener.stop()
+            async with serve(config, intake) as place:
+                tell(Served(place, intake, lambda: loop.call_soon_threadsafe(stop.set)))
+                await stop.wait()
             await intake.settled()
+
+
+@contextlib.contextmanager
+def doors(folder: Path) -> Iterator[Open]:
+    """A function that opens a door with the lines given below [smtp]."""
+    with served(folder, _listening) as start:
+
+        def open_(*smtp: str, listen: str = "127.0.0.1:0") -> Door:
+            at_work = start(["[authentication]", 'verify = "none"', "[smtp]", f'listen = ["{listen}"]', *smtp])
+            return Door(folder, at_work.place, at_work.intake, at_work.stop)
+
+        yield open_
+
+
+@contextlib.asynccontextmanager
+async def _listening(config: Config, intake: Intake) -> AsyncIterator[tuple[int, ...]]:
+    listener = Listener(intake)
+    (share,) = bind(config)
+    await listener.start(share)
+    yield tuple(int(bound.rpartition(":")[2]) for bound in addresses(share))
+    await listener.stop()
 
 
 def issue(authority: trustme.CA, folder: Path) -> bytes:
