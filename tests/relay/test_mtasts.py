@@ -18,6 +18,7 @@ from relay.commit import Writer
 from relay.dns import Resolver
 from relay.mtasts import Policies, Unfetched, fetched
 from relay.spool import Spool
+from relay.store import database
 from relay.store.database import open_for_writing, rows
 from relay.trust import Trust
 from rules.sts import Mode, StsPolicy
@@ -255,6 +256,19 @@ def test_one_that_does_not_change_is_renewed_before_it_runs_out(story: Story, ho
     dns_broken(story, host)
     later(hours=40)  # past the first, not the second
     assert story.run() is not None
+
+
+def test_one_that_cannot_be_kept_holds_all_the_same(
+    story: Story, host: PolicyHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.1)
+    other = open_for_writing(tmp_path / "relay.db")
+    other.conn.execute("BEGIN IMMEDIATE")
+    assert story.run() == ENFORCE
+    other.conn.execute("ROLLBACK")
+    other.close()
+    assert [story.run(), story.run()] == [ENFORCE, ENFORCE]
+    assert len(host.requests) == 2  # fetched again, then kept
 
 
 def test_what_has_expired_is_swept_out(story: Story, host: PolicyHost, later: Any) -> None:

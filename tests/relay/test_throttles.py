@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from relay.daemon import list_clients_of, means
 from relay.directory import Directory
 from relay.draft import Envelope, Recipient
 from relay.flush import Means
-from relay.store import erasure
+from relay.store import erasure, intake
 from relay.store import throttles as store
 from relay.store.database import open_for_reading, rows
 from relay.throttles import Throttles
@@ -491,10 +492,14 @@ def test_rows_go_after_ninety_days(at_door: Door) -> None:
         old, young = (clock.stamp(clock.now() - timedelta(days=days)) for days in (91, 89))
         news = [store.Held(Subject("peer", ip), at, at, 1) for ip, at in ((STRANGER, old), (OTHER, young))]
         await site.tools.writer.write(lambda db, _: store.record(db, news))
+        for at in (old, young):
+            refusal = intake.Refusal(at, at, STRANGER, "far.test", SENDER, (), "", (), "554 5.6.1 archive ZIP")
+            await site.tools.writer.write(partial(lambda db, _, new: intake.record_refusal(db, new), new=refusal))
         until = clock.now() + timedelta(minutes=1)
         tools = site.tools
         await care.after_run(tools.config, site.reader, spool=tools.spool, writer=tools.writer, until=until)
         assert await site.told() == [("peer", OTHER, 1, 0)]
+        assert rows(site.reader, "SELECT at FROM refusal") == [(young,)]
 
     at_door(story)
 
