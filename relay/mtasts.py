@@ -4,7 +4,9 @@ Knows alone: when a policy is fetched again, and that one which was once fetched
 of the record and the server that gave it: who can silence both must not be able to switch it off.
 Limits: a domain whose policy was never had, because its DNS or its server failed, is one without (§3.1, §3.3). Policies
 are looked at when mail is due, not in between: one may run out while nothing is sent. No TLS-RPT reports (RFC 8460) are
-sent. One request a policy, of HTTP/1.1 without redirects (§3.3).
+sent. One request a policy, of HTTP/1.1 without redirects (§3.3). An answer that does not say how long it is (no
+Content-Length, not chunked) is not taken: asyncio does not tell its end from a line that was cut, and half a policy may
+read like a whole one.
 """
 
 import asyncio
@@ -140,7 +142,7 @@ def _policy(answer: bytes) -> str | Unfetched:
     response = HTTPResponse(_Arrived(answer))  # type: ignore[arg-type]
     try:
         response.begin()
-        body = response.read()
+        body = response.read() if response.chunked or response.length is not None else None
     except (HTTPException, ValueError) as error:
         return Unfetched(f"not HTTP: {type(error).__name__}")
     if response.status != 200:
@@ -148,6 +150,8 @@ def _policy(answer: bytes) -> str | Unfetched:
     # Not what somebody may have put up on a host of pages: the type is asked for by §3.2.
     if (response.getheader("Content-Type") or "").partition(";")[0].strip().lower() != "text/plain":
         return Unfetched("not text/plain")
+    if body is None:
+        return Unfetched("no Content-Length")
     text = body.decode("utf-8", "replace")
     return text if len(body) <= MAX_POLICY and sts.parse(text) else Unfetched("not a policy")
 

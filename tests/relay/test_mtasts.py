@@ -85,7 +85,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nTransf
     "says",
     [
         CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(TEXT), TEXT),
-        b"HTTP/1.0 200 OK\r\ncontent-type: Text/Plain\r\n\r\n" + TEXT,
+        b"HTTP/1.0 200 OK\r\ncontent-type: Text/Plain\r\ncontent-length: %d\r\n\r\n" % len(TEXT) + TEXT,
     ],
 )
 def test_as_web_servers_may_say_it(names: NameServer, host: PolicyHost, trust: Trust, says: bytes) -> None:
@@ -114,6 +114,16 @@ def test_what_is_no_policy(names: NameServer, host: PolicyHost, trust: Trust, sa
     host.says = says
     assert fetch(names, trust) == Unfetched(why)
     assert len(host.requests) == 1  # whatever it was, nobody is asked elsewhere
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["closed", "cut"])
+def test_a_policy_of_unknown_length_may_be_half_of_one(
+    names: NameServer, host: PolicyHost, trust: Trust, cut: bool
+) -> None:
+    """What stands here is a policy, and not theirs: the line was cut in its last number."""
+    host.cut = cut
+    host.says = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + TEXT.rstrip()[:-3]
+    assert fetch(names, trust) == Unfetched("no Content-Length")
 
 
 def test_who_is_not_mta_sts_of_the_domain_is_not_believed(

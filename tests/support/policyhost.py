@@ -3,7 +3,7 @@
     with PolicyHost(context, policy("enforce", "mx.meg.test")) as host:
         ...
 
-Limits: one answer for every request; it closes the line after each.
+Limits: one answer for every request; it closes the line after each, with no word of TLS if it is to be `cut`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class PolicyHost(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
     def __init__(self, context: ssl.SSLContext, says: bytes, *, address: str = "127.0.0.1", port: int = 0) -> None:
-        self.context, self.says = context, says
+        self.context, self.says, self.cut = context, says, False
         self.requests: list[str] = []
         super().__init__((address, port), _Request)
         self.port: int = self.server_address[1]
@@ -57,7 +57,8 @@ class _Request(socketserver.BaseRequestHandler):
             with host.context.wrap_socket(self.request, server_side=True) as line:
                 host.requests.append(_head(line))
                 line.sendall(host.says)
-                line.unwrap()
+                if not host.cut:
+                    line.unwrap()
 
 
 def _head(line: socket.socket) -> str:
