@@ -22,7 +22,7 @@ from sqlite_utils import Database
 
 from relay import clock, log
 from relay.commit import Commits
-from relay.dns import Records, Resolver
+from relay.dns import DnsTrouble, NoDomain, Records, Resolver
 from relay.store import sts as store
 from relay.store.sts import Kept
 from relay.trust import Trust
@@ -34,14 +34,16 @@ LIMIT = 60.0  # seconds for a policy (§3.3 suggests it)
 CONNECT = 10.0  # of these, for one address
 MAX_POLICY = 64 * 1024  # octets (§3.3 suggests it)
 MAX_HEAD = 16 * 1024
+_PASSING = (408, 425, 429)  # Request Timeout, Too Early, Too Many Requests; and what is the server's own fault
 REFRESH = timedelta(days=1)  # §10.2: a policy that did not change is fetched again, so that it does not run out
 
 
 @dataclass(frozen=True, slots=True)
 class Unfetched:
-    """There is no policy to be had there now; `why` is for the log."""
+    """There is no policy to be had there now; `why` is for the log. `passing`: it may be another minute, by itself."""
 
     why: str
+    passing: bool = True
 
 
 class Policies:
@@ -89,18 +91,28 @@ async def announced(domain: str, resolver: Resolver) -> str | None:
 
 async def fetched(domain: str, resolver: Resolver, trust: Trust) -> str | Unfetched:
     """The text of a valid policy."""
+    text = await served(domain, resolver, trust, within=LIMIT)
+    if isinstance(text, Unfetched):
+        return text
+    return text if sts.parse(text) else Unfetched("not a policy", passing=False)
+
+
+async def served(domain: str, resolver: Resolver, trust: Trust, *, within: float) -> str | Unfetched:
+    """The text that stands where a policy should, had in `within` seconds."""
     host = f"mta-sts.{domain}"
     try:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(within):
             addresses = await resolver.addresses(host)
-            if not isinstance(addresses, tuple):
-                return Unfetched("no address")
+            if isinstance(addresses, DnsTrouble):
+                return Unfetched(addresses.text)
+            if isinstance(addresses, NoDomain):
+                return Unfetched("no address", passing=False)
             answer = await _asked(host, addresses, trust.verifying)
     except TimeoutError:
         return Unfetched("too slow")
     except (OSError, ValueError, EOFError) as error:  # ValueError: of a name that is none
         return Unfetched(_said(error))
-    return _policy(answer) if isinstance(answer, bytes) else answer
+    return _text(answer) if isinstance(answer, bytes) else answer
 
 
 async def _asked(host: str, addresses: tuple[str, ...], context: ssl.SSLContext) -> bytes | Unfetched:
@@ -122,7 +134,7 @@ async def _asked(host: str, addresses: tuple[str, ...], context: ssl.SSLContext)
         while chunk := await reader.read(MAX_POLICY):
             answer += chunk
             if len(answer) > MAX_HEAD + MAX_POLICY:
-                return Unfetched("too long")
+                return Unfetched("too long", passing=False)
         return bytes(answer)
     finally:
         writer.transport.abort()
@@ -138,7 +150,7 @@ class _Arrived:
         return io.BytesIO(self._octets)
 
 
-def _policy(answer: bytes) -> str | Unfetched:
+def _text(answer: bytes) -> str | Unfetched:
     response = HTTPResponse(_Arrived(answer))  # type: ignore[arg-type]
     try:
         response.begin()
@@ -146,14 +158,13 @@ def _policy(answer: bytes) -> str | Unfetched:
     except (HTTPException, ValueError) as error:
         return Unfetched(f"not HTTP: {type(error).__name__}")
     if response.status != 200:
-        return Unfetched(f"status {response.status}")
+        return Unfetched(f"status {response.status}", passing=response.status in _PASSING or response.status >= 500)
     # Not what somebody may have put up on a host of pages: the type is asked for by §3.2.
     if (response.getheader("Content-Type") or "").partition(";")[0].strip().lower() != "text/plain":
-        return Unfetched("not text/plain")
+        return Unfetched("not text/plain", passing=False)
     if body is None:
-        return Unfetched("no Content-Length")
-    text = body.decode("utf-8", "replace")
-    return text if len(body) <= MAX_POLICY and sts.parse(text) else Unfetched("not a policy")
+        return Unfetched("no Content-Length", passing=False)
+    return body.decode("utf-8", "replace") if len(body) <= MAX_POLICY else Unfetched("too long", passing=False)
 
 
 def _said(error: Exception) -> str:

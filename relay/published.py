@@ -5,24 +5,19 @@ Limits: it looks as anybody would, through [delivery] dns; a resolver may still 
 """
 
 import asyncio
-import contextlib
-import io
-import socket
-import ssl
 from collections.abc import Iterable
-from http.client import HTTPException, HTTPResponse
-from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from relay import mtasts
 from relay.dns import DnsTrouble, NoDomain, Records, Resolver
+from relay.trust import Trust
 from rules import published
-from rules.published import Answer, Question, Seen, Unknown
+from rules.published import Absent, Answer, Question, Seen, Unknown
 from rules.records import Certificate, Site
 
 FETCH_WITHIN = 5.0  # seconds
-LARGEST_POLICY = 64 * 1024  # RFC 8461 §3.3, and what a web server says before it
 
 
 def chain(path: str) -> tuple[Certificate, ...]:
@@ -37,9 +32,9 @@ def _facts(certificate: x509.Certificate) -> Certificate:
     return Certificate(certificate.public_bytes(Encoding.DER), public_key)
 
 
-async def look(site: Site, resolver: Resolver) -> Seen:
+async def look(site: Site, resolver: Resolver, trust: Trust) -> Seen:
     """What is published for `site`."""
-    fetching = asyncio.create_task(_policy(site, resolver))
+    fetching = asyncio.create_task(_policy(site, resolver, trust))
     answers = await _answers(resolver, published.questions(site))
     for more in (published.reverse_questions, published.forward_questions):
         answers |= await _answers(resolver, more(site, Seen(answers)) - answers.keys())
@@ -63,52 +58,10 @@ def _answer(found: Records | NoDomain | DnsTrouble) -> Answer:
     return tuple(record.to_text() for record in found.data)
 
 
-# ---
-# The policy file
-
-
-async def _policy(site: Site, resolver: Resolver) -> str | Unknown:
-    """Its text; "" where there is none. Redirections are not followed (RFC 8461 §3.3)."""
-    host, _, path = site.policy_url.removeprefix("https://").partition("/")
-    addresses = await resolver.addresses(host)
-    if isinstance(addresses, NoDomain):
-        return ""
-    if isinstance(addresses, DnsTrouble):
-        return Unknown(addresses.text)
-    try:
-        async with asyncio.timeout(FETCH_WITHIN):
-            return _content(await _fetched(addresses[0], host, f"/{path}"))
-    except (OSError, HTTPException, ValueError) as error:  # TimeoutError and SSLError are of OSError
-        return Unknown(f"{host}: {error or type(error).__name__}")
-
-
-async def _fetched(address: str, host: str, path: str) -> bytes:
-    """The whole answer of the web server, for as long as it is one of a policy."""
-    trusted = ssl.create_default_context()
-    reader, writer = await asyncio.open_connection(address, 443, ssl=trusted, server_hostname=host)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("ascii"))
-        answer = b""
-        while len(answer) < LARGEST_POLICY and (more := await reader.read(LARGEST_POLICY)):
-            answer += more
-        return answer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-class _Socket:
-    """What HTTPResponse reads from."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def makefile(self, *_: object) -> io.BytesIO:
-        return io.BytesIO(self._content)
-
-
-def _content(answer: bytes) -> str:
-    response = HTTPResponse(cast(socket.socket, _Socket(answer)))
-    response.begin()
-    return response.read().decode("utf-8", "replace") if response.status == 200 else ""
+async def _policy(site: Site, resolver: Resolver, trust: Trust) -> str | Absent | Unknown:
+    """As those who write to us are given it."""
+    domain = site.domain.lower()
+    text = await mtasts.served(domain, resolver, trust, within=FETCH_WITHIN)
+    if isinstance(text, str):
+        return text
+    return Unknown(f"mta-sts.{domain}: {text.why}") if text.passing else Absent(text.why)

@@ -26,16 +26,23 @@ class Unknown:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """No policy file stands there, or none that anybody takes."""
+
+    why: str
+
+
 # MX and TLSA as a zone file has them, of TXT the joined text, of PTR a name with its final dot; empty: no such record.
 Answer = tuple[str, ...] | Unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was found. `policy` is the policy file of MTA-STS, "" where there is none, None where nobody looked."""
+    """What was found. `policy` is the policy file of MTA-STS, None where nobody looked."""
 
     answers: Mapping[Question, Answer]
-    policy: str | Unknown | None = None
+    policy: str | Absent | Unknown | None = None
 
     def of(self, name: str, kind: str) -> Answer:
         return self.answers.get((name, kind), Unknown("not asked"))
@@ -319,7 +326,7 @@ def _sts(site: Site, seen: Seen) -> Finding:
 
 def _sts_record(site: Site, seen: Seen) -> Record:
     """With the id that belongs to the policy file as it stands."""
-    if not seen.policy or isinstance(seen.policy, Unknown):
+    if not seen.policy or not isinstance(seen.policy, str):
         return records.mta_sts(site)
     text = f"v=STSv1; id={records.policy_id(seen.policy)};"
     return Record(records.mta_sts(site).name, "TXT", records.quoted(text))
@@ -330,9 +337,11 @@ def _ids(site: Site) -> set[str]:
     return {records.policy_id(records.policy(each)) for each in sites}
 
 
-def _policy(site: Site, seen: Seen, text: str | Unknown) -> Finding:
+def _policy(site: Site, seen: Seen, text: str | Absent | Unknown) -> Finding:
     if isinstance(text, Unknown):
         return Finding(site.policy_url, "FILE", "unknown", (text.why,))
+    if isinstance(text, Absent):
+        return Finding(site.policy_url, "FILE", "missing", (text.why,), records.policy(site))
     lines = tuple(line for line in text.splitlines() if line.strip())
     code = _policy_code(site, seen, lines) if lines else "missing"
     better = replace(site, mode="enforce") if code == "not-enforced" else site

@@ -98,9 +98,11 @@ def verified(config: Config, site: "Site") -> "list[Finding]":
     """Each record of `site` beside what DNS says now."""
     from relay.dns import Resolver
     from relay.published import look
+    from relay.trust import Trust
     from rules.published import compare
 
-    return list(compare(site, asyncio.run(look(site, Resolver(config.delivery.dns)))))
+    seen = look(site, Resolver(config.delivery.dns), Trust(config.delivery.authorities))
+    return list(compare(site, asyncio.run(seen)))
 
 
 # ---

@@ -97,22 +97,27 @@ ELSEWHERE = "Location: https://www.meg.test/mta-sts.txt\r\n"
 
 
 @pytest.mark.parametrize(
-    ("says", "why"),
+    ("says", "why", "passing"),
     [
-        (answer(TEXT, status="301 Moved", more=ELSEWHERE), "status 301"),
-        (answer(b"", status="404 Not Found"), "status 404"),
-        (answer(TEXT, kind="text/html"), "not text/plain"),
-        (answer(TEXT.replace(b"enforce", b"strict")), "not a policy"),
-        (answer(TEXT + b"x: " + b"y" * mtasts.MAX_POLICY), "not a policy"),
-        (answer(TEXT + b"x: " + b"y" * 4 * mtasts.MAX_POLICY), "too long"),
-        (GOOD[:-20], "not HTTP: IncompleteRead"),
-        (b"220 mx.meg.test ESMTP\r\n", "not HTTP: BadStatusLine"),
-        (b"", "not HTTP: RemoteDisconnected"),
+        (answer(TEXT, status="301 Moved", more=ELSEWHERE), "status 301", False),
+        (answer(b"", status="404 Not Found"), "status 404", False),
+        (answer(b"", status="429 Too Many Requests"), "status 429", True),
+        (answer(b"", status="503 Service Unavailable"), "status 503", True),
+        (answer(TEXT, kind="text/html"), "not text/plain", False),
+        (answer(TEXT.replace(b"enforce", b"strict")), "not a policy", False),
+        (answer(TEXT + b"x: " + b"y" * mtasts.MAX_POLICY), "too long", False),
+        (answer(TEXT + b"x: " + b"y" * 4 * mtasts.MAX_POLICY), "too long", False),
+        (GOOD[:-20], "not HTTP: IncompleteRead", True),
+        (CHUNKED + b"%x\r\n%s\r\n" % (len(TEXT), TEXT), "not HTTP: IncompleteRead", True),
+        (b"220 mx.meg.test ESMTP\r\n", "not HTTP: BadStatusLine", True),
+        (b"", "not HTTP: RemoteDisconnected", True),
     ],
 )
-def test_what_is_no_policy(names: NameServer, host: PolicyHost, trust: Trust, says: bytes, why: str) -> None:
+def test_what_is_no_policy(
+    names: NameServer, host: PolicyHost, trust: Trust, says: bytes, why: str, passing: bool
+) -> None:
     host.says = says
-    assert fetch(names, trust) == Unfetched(why)
+    assert fetch(names, trust) == Unfetched(why, passing)
     assert len(host.requests) == 1  # whatever it was, nobody is asked elsewhere
 
 
@@ -123,7 +128,7 @@ def test_a_policy_of_unknown_length_may_be_half_of_one(
     """What stands here is a policy, and not theirs: the line was cut in its last number."""
     host.cut = cut
     host.says = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + TEXT.rstrip()[:-3]
-    assert fetch(names, trust) == Unfetched("no Content-Length")
+    assert fetch(names, trust) == Unfetched("no Content-Length", passing=False)
 
 
 def test_who_is_not_mta_sts_of_the_domain_is_not_believed(
@@ -139,7 +144,10 @@ def test_who_is_not_mta_sts_of_the_domain_is_not_believed(
 
 def test_nobody_there(names: NameServer, host: PolicyHost, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
     names.publish("x.meg.test. 300 IN A 127.0.0.1")
-    assert fetch(names, trust) == Unfetched("no address")
+    assert fetch(names, trust) == Unfetched("no address", passing=False)
+    names.fail("mta-sts.meg.test", "servfail")
+    assert "SERVFAIL" in str(fetch(names, trust))
+    names.trouble.clear()
     names.publish(zone(address="127.0.0.77"))
     assert isinstance(fetch(names, trust), Unfetched)
     names.publish(zone(address="127.0.0.77") + "mta-sts.meg.test. 300 IN A 127.0.0.1\n")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rules import published, records
-from rules.published import Answer, Finding, Question, Seen, Unknown, compare
+from rules.published import Absent, Answer, Finding, Question, Seen, Unknown, compare
 from rules.records import Certificate, DkimKey, Site
 
 SITE = Site(
@@ -37,7 +37,7 @@ GOOD: Mapping[Question, Answer] = {
 
 
 def findings(
-    changes: Mapping[Question, Answer], *, site: Site = SITE, policy: str | Unknown = POLICY
+    changes: Mapping[Question, Answer], *, site: Site = SITE, policy: str | Absent | Unknown = POLICY
 ) -> dict[str, Finding]:
     """By "name type", with GOOD but for `changes`."""
     seen = Seen({**GOOD, **changes}, policy)
@@ -187,13 +187,15 @@ FILE = f"{SITE.policy_url} FILE"
         (POLICY.replace("604800", "soon"), "malformed"),
         ("<html>", "malformed"),
         ("", "missing"),
+        (Absent("status 404"), "missing"),
         (Unknown("timeout"), "unknown"),
     ],
 )
-def test_the_policy_file(policy: str | Unknown, code: str) -> None:
+def test_the_policy_file(policy: str | Absent | Unknown, code: str) -> None:
     finding = findings({}, policy=policy)[FILE]
     assert finding.code == code
     assert finding.line == ("" if code in ("published", "unknown") else POLICY)
+    assert not isinstance(policy, Absent) or finding.found == (policy.why,)
 
 
 def test_a_policy_covers_every_mx() -> None:

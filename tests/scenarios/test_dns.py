@@ -40,8 +40,10 @@ pytestmark = pytest.mark.debian("root")
 class _Policy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         text = self.server.policy  # type: ignore[attr-defined]
-        self.send_response(200 if text and self.path == "/.well-known/mta-sts.txt" else 404)
-        self.send_header("Content-Type", "text/plain")
+        found = text and self.path == "/.well-known/mta-sts.txt"
+        self.send_response(self.server.status if found else 404)  # type: ignore[attr-defined]
+        self.send_header("Content-Type", self.server.kind)  # type: ignore[attr-defined]
+        self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
 
@@ -56,7 +58,7 @@ def web(authority: trustme.CA) -> Iterator[HTTPServer]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("mta-sts.welyb.fr").configure_cert(context)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.policy = ""  # type: ignore[attr-defined]
+    server.policy, server.status, server.kind = "", 200, "text/plain"  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
@@ -184,6 +186,13 @@ def test_the_policy_file_is_looked_at_and_what_does_not_answer_is_no_gap(
     ):
         web.policy = served  # type: ignore[attr-defined]
         assert verified(desk)[1][POLICY_FILE]["code"] == code
+    web.policy, web.kind = policy, "text/html"  # type: ignore[attr-defined]
+    wrong = verified(desk)[1][POLICY_FILE]
+    assert (wrong["code"], wrong["found"]) == ("missing", ["not text/plain"])  # nobody takes it
+    web.kind, web.status = "text/plain", 503  # type: ignore[attr-defined]
+    code, found = verified(desk)
+    assert (code, found[POLICY_FILE]["code"]) == (0, "unknown")
+    web.status = 200  # type: ignore[attr-defined]
     publish(server, desk, {"mta-sts.welyb.fr. A": "127.0.0.253"})  # nobody is there
     code, found = verified(desk)
     assert (code, found[POLICY_FILE]["ok"], found[POLICY_FILE]["code"]) == (0, None, "unknown")
@@ -191,6 +200,18 @@ def test_the_policy_file_is_looked_at_and_what_does_not_answer_is_no_gap(
     code, found = verified(desk)
     assert (code, found["_dmarc.welyb.fr. TXT"]["ok"]) == (0, None)
     server.trouble.clear()
+
+
+@pytest.mark.debian("port 443")
+def test_its_web_server_is_verified_by_the_authorities_of_delivery_too(
+    desk: Desk, server: NameServer, web: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    desk.relay.configure({"delivery": {"dns": [server.address], "authorities": ""}})
+    web.policy = publish(server, desk, {})[POLICY_FILE]  # type: ignore[attr-defined]
+    assert verified(desk)[1][POLICY_FILE]["code"] == "unknown"
+    desk.relay.configure({"delivery": {"authorities": str(desk.relay.folder.parent / "authority.pem")}})
+    assert verified(desk)[1][POLICY_FILE]["code"] == "published"
 
 
 def test_enforce_without_a_certificate_is_not_printed(tmp_path: Path) -> None:
