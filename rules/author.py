@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-MAX_FIELD = 64 * 1024  # bytes; a longer From names nobody
+MAX_FIELD = 64 * 1024  # bytes; longer From fields name nobody
 MAX_DOMAIN = 253
 # IDNA 2003, which Python has, makes another name of these than IDNA 2008 does (RFC 5894 §7.2): whose, nobody can say.
 DEVIATIONS = frozenset("ßẞς\u200c\u200d")
@@ -31,8 +31,10 @@ def domain(froms: Sequence[bytes]) -> str | Several:
 
 
 def addresses(froms: Sequence[bytes]) -> list[str]:
-    """The addresses in the values of the From fields, as written but for blanks; none of a field that is too long."""
-    texts = [field.decode("utf-8", "replace") for field in froms if len(field) <= MAX_FIELD]
+    """The addresses in the values of the From fields, as written but for blanks; none where they are too long."""
+    if sum(map(len, froms)) > MAX_FIELD:
+        return []
+    texts = [field.decode("utf-8", "replace") for field in froms]
     return ["".join(found.split()) for text in texts for found in _addresses(text) if "@" in found]
 
 

@@ -51,6 +51,12 @@ from rules import author
         ("a@" + "x." * 127 + "test", ""),
         ("a@" + "é" * 70 + ".test", ""),
         ("a@\ufffd.test", ""),
+        # What IDNA 2003 makes of these is another's name.
+        ("a@STRAẞE.test", ""),
+        ("a@λόγος.test", ""),
+        ("a@a\u200cb.test", ""),
+        ("a@a\u200db.test", ""),
+        ("a@strasse.test", "strasse.test"),
     ],
 )
 def test_domain(field: str, domain: str | author.Several) -> None:
@@ -64,3 +70,9 @@ def test_exactly_one_from_field() -> None:
     assert author.domain([b"Ma\xe7on <a@fr.test>"]) == "fr.test"
     assert author.domain([b"a@\xe9.test"]) == ""
     assert author.domain([b"x" * author.MAX_FIELD + b" <a@fr.test>"]) == ""
+
+
+def test_the_addresses_of_all_from_fields() -> None:
+    froms = [b"Gmail <a@fr.test>, g: b @ x.test;", b"Jean (b@y.test), jean,", b"c@z.test\r\n"]
+    assert author.addresses(froms) == ["a@fr.test", "b@x.test", "c@z.test"]
+    assert author.addresses([b"a@fr.test," * 3500] * 2) == []
