@@ -20,6 +20,7 @@ import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import dns.rdtypes.ANY.MX
 import dns.resolver
@@ -149,8 +150,20 @@ class Resolver:
     async def records(self, name: str, kind: str) -> Records | NoDomain | DnsTrouble:
         """All records of `kind` ("TXT", "TLSA", …) at `name`, CNAMEs followed."""
         answer = await self._ask(name, dns.rdatatype.from_text(kind))
-        if not isinstance(answer, dns.resolver.Answer):
-            return answer
+        return self._records(answer) if isinstance(answer, dns.resolver.Answer) else answer
+
+    def cached(self, name: str, kind: str) -> Records | NoDomain | None:
+        """What `records` would say without asking anybody; None where it would have to ask. ValueError for no name."""
+        absolute, cache = dns.name.from_text(name), self._resolver.cache
+        if cache is None:
+            return None
+        answer = cache.get((absolute, dns.rdatatype.from_text(kind), dns.rdataclass.IN))
+        if answer is not None:  # an empty one is false
+            return self._records(answer)
+        absent = cache.get((absolute, dns.rdatatype.ANY, dns.rdataclass.IN))  # where dnspython keeps an NXDOMAIN
+        return NoDomain(self._secure(absent.response)) if absent is not None else None
+
+    def _records(self, answer: dns.resolver.Answer) -> Records:
         return Records(_name(answer.canonical_name), tuple(answer), self._secure(answer.response))
 
     async def answers(self) -> bool:

@@ -1,13 +1,15 @@
 """The DNS as the checks of a mail ask it: bounded in number and in time, and no trouble is waited for twice.
 
 Knows alone: for how long a trouble is remembered, and when the whole DNS is taken for dead, so that a mail does not
-wait for it. Limits: answers are cached by `relay.dns`, for their TTL; only troubles are remembered here.
+wait for it, nor for others' slow zones. Limits: answers are cached by `relay.dns`, for their TTL; only troubles are
+remembered here. Two labels are taken for a zone: those below "co.uk" share one's slots.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import dns.exception
 import dns.name
@@ -18,6 +20,7 @@ Answer = Records | NoDomain | DnsTrouble
 Ask = Callable[[str, str], Coroutine[Any, Any, Answer]]
 
 AT_ONCE = 64  # lookups in flight
+AT_ONCE_IN_ZONE = 8  # so that a zone that does not answer keeps no other waiting, however much mail names it
 REMEMBER = 60.0  # seconds for which a trouble is
 SLOW = 2.0  # seconds after which a trouble may be the resolver's own
 DEAD_FOR = 15.0  # seconds without a question once it is
@@ -31,6 +34,7 @@ class Lookups:
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._zones: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # while any is asked about
         self._troubles: dict[tuple[str, str], tuple[float, DnsTrouble]] = {}
         self._dead_until = 0.0
         self._probe: asyncio.Task[None] | None = None
@@ -60,8 +64,14 @@ class Lookups:
         until, trouble = self._troubles.get(key, (0.0, None))
         if trouble is not None and now < until:
             return trouble
-        async with self._slots:
+        if (cached := self._resolver.cached(*key)) is not None:
+            return cached
+        async with self._zone(key[0]), self._slots:
             return await self._ask(key)
+
+    def _zone(self, name: str) -> asyncio.Semaphore:
+        zone = ".".join(name.removesuffix(".").split(".")[-2:])
+        return self._zones.setdefault(zone, asyncio.Semaphore(AT_ONCE_IN_ZONE))
 
     async def _ask(self, key: tuple[str, str]) -> Answer:
         clock = asyncio.get_running_loop().time

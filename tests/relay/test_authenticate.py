@@ -282,6 +282,60 @@ def test_no_more_lookups_at_once_than_may(server: NameServer, monkeypatch: pytes
     assert {known.dmarc.result for known in asyncio.run(all_of_them())} == {"pass"}
 
 
+def test_mail_of_a_zone_that_does_not_answer_keeps_no_other_waiting(
+    server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a flood of it would make unknown what another domain asks for, and let in what that would refuse."""
+    server.fail("hole.test", "silent")
+    signed = message()
+    for n in range(10):
+        signer = Signer("hole.test", f"s{n}", KEY)
+        signed = signer.sign(sign.fields(message()), bytes(32), 1_795_500_000) + signed
+
+    async def flooded() -> Authentication:
+        authenticator = Authenticator(Resolver([server.address]))
+        flood = [signed.replace(b"s=s", b"s=m%d-" % n) for n in range(40)]
+        tasks = [asyncio.create_task(authenticator.authenticate(mail(one, sender="a@x.hole.test"))) for one in flood]
+        while len(server.queries) < lookups.AT_ONCE_IN_ZONE:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(authenticate, "LONGEST", 3.0)  # less than what a question takes that nobody answers
+        known = await authenticator.authenticate(mail(message()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        authenticator.close()
+        return known
+
+    assert asyncio.run(flooded()) == Authentication(FAILED, (), Dmarc("fail", "fr.test", "reject"))
+
+
+def test_what_is_cached_needs_no_slot(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.fail("hole.test", "silent")
+    server.publish(ZONE + ". SOA a. b. 1 300 300 300 300\n")
+    monkeypatch.setattr(lookups, "AT_ONCE", 1)
+
+    async def asked() -> None:
+        known = Lookups(Resolver([server.address]))
+        names = [("fr.test", "TXT"), ("nothing.example", "TXT"), ("fr.test", "A")]
+        before = [await known.ask(*name) for name in names]
+        server.queries.clear()
+        waiting = asyncio.create_task(known.ask("hole.test", "TXT"))
+        while not server.queries:
+            await asyncio.sleep(0.01)
+        assert [await known.ask(*name) for name in names] == before
+        assert not waiting.done()
+        assert {name for name, _ in server.queries} == {"hole.test."}
+        waiting.cancel()
+
+    asyncio.run(asked())
+
+
+def test_what_is_too_long_for_a_name_is_not_kept() -> None:
+    lookups._is_name.cache_clear()
+    assert not lookups.is_name("a." * 128)
+    assert lookups._is_name.cache_info().currsize == 0
+
+
 def test_what_is_no_name_is_asked_of_nobody(server: NameServer) -> None:
     long = "x" * 64
     raw = message(f"a@{long}.test").replace(b"From:", b"DKIM-Signature: v=1; d=..; s=" + long.encode() + b"\r\nFrom:")

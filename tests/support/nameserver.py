@@ -98,7 +98,10 @@ class NameServer:
         found = self._records.get((name, rdtype))
         if found is not None:
             response.answer.append(found)
-        elif not any(known.is_subdomain(name) for known, _ in self._records):
+            return
+        if soa := self._records.get((dns.name.root, dns.rdatatype.SOA)):
+            response.authority.append(soa)  # RFC 2308 §3: that there is nothing may be remembered
+        if not any(known.is_subdomain(name) for known, _ in self._records):
             response.set_rcode(dns.rcode.NXDOMAIN)
 
     def __enter__(self) -> Self:
