@@ -50,7 +50,8 @@ def relayed(block: bytes, received: Received) -> bytes:
     """The header block that leaves for the one that came: our trace and loop field, then the original octets.
 
     `block` reaches to its empty line, inclusive. The only thing dropped is an Authentication-Results bearing our name:
-    a reader would take it for ours (RFC 8601 §5).
+    a reader would take it for ours (RFC 8601 §5). An ARC-Authentication-Results stays, whoever it names: it is believed for
+    its seal alone, and without it the whole chain would break (RFC 8617 §5.2).
     """
     results = _field("Authentication-Results", received.results) if received.results else b""
     ours = results + _trace(received) + _field(LOOP_HEADER, received.domain)
@@ -76,7 +77,8 @@ def _trace(received: Received) -> bytes:
 
 
 _RESULTS = re.compile(rb"(?mi)^authentication-results[ \t]*:(" + FIELD_VALUE + rb")")
-_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|([^\s;(]*)')
+# A generous reader allows blanks around the dots, and a version after a slash.
+_WORD = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|((?:[^\s;/."]+|\s*\.\s*)*))')
 
 
 def _without_forged(block: bytes, names: set[str]) -> bytes:
@@ -84,15 +86,31 @@ def _without_forged(block: bytes, names: set[str]) -> bytes:
 
 
 def _authserv_id(value: bytes) -> str:
-    """The first word of an Authentication-Results, comments and quotes aside, read as a generous reader would."""
-    text = value.decode("latin-1")
-    at = depth = 0
-    while at < len(text) and (depth or text[at] == "(" or text[at].isspace()):
-        depth += {"(": 1, ")": -1}.get(text[at], 0)
-        at += 2 if text[at] == "\\" else 1
-    word = _WORD.match(text, at)
+    """The first word of an Authentication-Results, comments, blanks and quotes aside, as a generous reader would read it."""
+    word = _WORD.match(_without_comments(value.decode("latin-1")))
     quoted, plain = word.groups() if word else (None, "")
-    return (re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain).strip().rstrip(".").lower()
+    name = re.sub(r"\\(.)", r"\1", quoted).strip() if quoted is not None else "".join(plain.split())
+    return name.rstrip(".").lower()
+
+
+_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|\\.|[();]|[^"\\();]+|.', re.DOTALL)
+
+
+def _without_comments(text: str) -> str:
+    """What stands before the first semicolon, a blank for each comment."""
+    kept: list[str] = []
+    depth = 0
+    for lexeme in map(re.Match.group, _LEXEME.finditer(text)):
+        if lexeme == "(":
+            depth += 1
+        elif lexeme == ")" and depth:
+            depth -= 1
+            kept.append(" ")
+        elif lexeme == ";" and not depth:
+            break
+        elif not depth:
+            kept.append(lexeme)
+    return "".join(kept)
 
 
 # ---

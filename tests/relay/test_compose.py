@@ -84,10 +84,17 @@ FORGED = [
     b"Authentication-Results: welyb.fr\r\n",
     b"Authentication-Results: welyb.fr(me);none\r\n",
     b'Authentication-Results: ("\\)\\( \\) ") welyb.fr; none\r\n',
+    b"Authentication-Results: mx . welyb.fr; none\r\n",
+    b"Authentication-Results: mx(c).welyb.fr; none\r\n",
+    b"Authentication-Results: mx.(c)\r\n\twelyb.fr 1; none\r\n",
+    b"Authentication-Results: mx.welyb.fr/1; none\r\n",
+    b"Authentication-Results: welyb.fr /1; none\r\n",
 ]
 GENUINE = [
     b"Authentication-Results: mx.example.org; dkim=pass header.d=welyb.fr\r\n",
     b"Authentication-Results: notwelyb.fr; none\r\n",
+    b"Authentication-Results: x . welyb.fr; none\r\n",
+    b"Authentication-Results: x/welyb.fr; none\r\n",
     b"Authentication-Results: welyb.fr.example.org; none\r\n",
     b"Authentication-Results: ; welyb.fr\r\n",
     b"Authentication-Results: \xff\r\n",
