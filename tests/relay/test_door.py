@@ -1,12 +1,16 @@
 """What it is worth at the door who wrote a mail: real DNS, real signatures, real store."""
 
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from relay import forwards
+from relay.mime import Scanner
 from relay.store import erasure
 from rules import replies
 from rules.access import Peer
@@ -99,6 +103,22 @@ def test_whom_we_trust_people_and_reports_are_not_refused_for_it(relay: Inside) 
     names_asked = relay.column("SELECT count(*) FROM message WHERE authentication IS NOT NULL")
     assert relay.take(mail(STRICT.address, token), token, sender="", peer=STRANGER).code == 250
     assert relay.column("SELECT count(*) FROM message WHERE authentication IS NOT NULL") == names_asked  # nobody asked
+
+
+def test_a_second_author_does_not_evade_what_the_first_asks_for(relay: Inside) -> None:
+    forged = STRICT.mail(VENTES, INVOICE)
+    for twice in (
+        b"From: x@lax.example\r\n" + forged,
+        forged.replace(b"From: ", b"From: x@lax.example, "),
+    ):
+        assert relay.take(twice, VENTES, sender="x@lax.example", peer=STRANGER) == replies.SEVERAL_AUTHORS
+        assert relay.take(twice, VENTES, sender="x@lax.example").code == 250  # of a network that is trusted
+        assert relay.take(twice, "postmaster", sender="x@lax.example", peer=STRANGER).code == 250
+
+
+def test_a_scanner_that_names_no_author_files(relay: Inside) -> None:
+    nobody = STRICT.mail(VENTES, INVOICE).replace(b"From: ", b"X-From: ")
+    assert relay.take(nobody, VENTES, sender="", peer=STRANGER).code == 250
 
 
 def test_trouble_of_the_dns_refuses_nobody(relay: Inside, names: NameServer) -> None:
@@ -224,6 +244,22 @@ def test_the_applications_signature_marks_its_documents_too(relay: Inside) -> No
     assert relay.column("SELECT origin FROM document ORDER BY id") == ["factures-meg.fr", ""]
 
 
+@pytest.mark.parametrize(
+    ("written", "origin"),
+    [
+        (b"MEG: x@factures-meg.fr;", "factures-meg.fr"),
+        (b"a@lax.example, x@Factures-MEG.fr", "factures-meg.fr"),
+        (b'"x@factures-meg.fr" <a@lax.example>', ""),
+        (b"a@lax.example (x@factures-meg.fr)", ""),
+        (b"g:" * 3000 + b"x@factures-meg.fr", "factures-meg.fr"),
+    ],
+)
+def test_whoever_is_named_beside_others_may_have_sent_it(relay: Inside, written: bytes, origin: str) -> None:
+    message = LAX.mail(VENTES, INVOICE).replace(b"From: ", b"From: " + written + b"\r\nX-From: ", 1)
+    assert relay.take(message, VENTES, sender="x@lax.example").code == 250
+    assert relay.column("SELECT origin FROM document") == [origin]
+
+
 # --- a forward to be confirmed ----------------------------------------------------------------------------------------
 
 GMAIL, OUTLOOK = "forwarding-noreply@google.com", "account-security-noreply@accountprotection.microsoft.com"
@@ -286,6 +322,17 @@ def test_other_mail_of_such_a_sender_is_a_strangers(relay: Inside) -> None:
 def test_a_second_from_field_proves_nothing(relay: Inside) -> None:
     message = b"From: " + GMAIL.encode() + b"\r\n" + GOOGLE.signed(GOOGLE.mail(MEG))
     assert relay.take(message, MEG, sender="x@google.com", peer=STRANGER) == replies.NOT_ALLOWED
+
+
+@pytest.mark.parametrize("junk", [b"a@b,", b"@", b"<", b"(", b'"a" <x@y.z>,'])
+def test_a_large_from_field_costs_nothing(junk: bytes) -> None:
+    written = GMAIL.encode() + b"," + junk * (2_000_000 // len(junk))
+    message = Scanner()
+    message.feed(b"From: x@y.z\r\n\r\n")
+    large = replace(message.close(), headers=(("from", written),))
+    began = time.process_time()
+    assert forwards.authors(large) == []
+    assert time.process_time() - began < 0.1
 
 
 def test_the_postmaster_gets_one_that_is_for_him_too(relay: Inside) -> None:
