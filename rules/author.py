@@ -8,23 +8,26 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-MAX_FIELD = 64 * 1024  # bytes; longer From fields name nobody
+MAX_FIELD = 64 * 1024  # bytes of all From fields; nobody reads longer ones to their end
 MAX_DOMAIN = 253
 # IDNA 2003, which Python has, makes another name of these than IDNA 2008 does (RFC 5894 §7.2): whose, nobody can say.
 DEVIATIONS = frozenset("ßẞς\u200c\u200d")
 DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
-# A quoted string, an escaped character, one that has a meaning, or a run of others: linear, whatever stands there.
-_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|\\.|[()<>,:;]|[^"\\()<>,:;]++|\\', re.DOTALL)
+# A quoted string, an escaped character, one that has a meaning, or a run of others: linear, whatever stands there. A
+# quote that nothing closes hides nothing: readers show what is behind it.
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|\\.|[()<>,:;]|[^"\\()<>,:;]++|["\\]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Two From fields, or two domains in one: readers show either, and no author could be vouched for (RFC 9989 §4.4)."""
+    """Two From fields, or two domains in one, or more than is read: whatever readers show of them, no author could be
+    vouched for (RFC 9989 §4.4).
+    """
 
 
 def domain(froms: Sequence[bytes]) -> str | Several:
     """The author's domain in lower case, as A-labels, from the values of the From fields; "" where none can be read."""
-    if len(froms) > 1:
+    if len(froms) > 1 or _too_long(froms):
         return Several()
     found = {a_labels(address.rpartition("@")[2]) for address in addresses(froms)}
     return Several() if len(found) > 1 else next(iter(found), "")
@@ -32,10 +35,14 @@ def domain(froms: Sequence[bytes]) -> str | Several:
 
 def addresses(froms: Sequence[bytes]) -> list[str]:
     """The addresses in the values of the From fields, as written but for blanks; none where they are too long."""
-    if sum(map(len, froms)) > MAX_FIELD:
+    if _too_long(froms):
         return []
     texts = [field.decode("utf-8", "replace") for field in froms]
     return ["".join(found.split()) for text in texts for found in _addresses(text) if "@" in found]
+
+
+def _too_long(froms: Sequence[bytes]) -> bool:
+    return sum(map(len, froms)) > MAX_FIELD
 
 
 def a_labels(name: str) -> str:

@@ -454,7 +454,10 @@ def resend(db: Database, delivery: str, order: Order, *, token: str) -> str | No
         "INSERT INTO delivery_document SELECT ?, document, sha256, target FROM delivery_document WHERE delivery = ?",
         (new, delivery),
     )
-    write(db, order.at, order.actor, [Event("resent", delivery=new, detail={"of": delivery, "why": order.why})])
+    # Told of both: nobody is to hear that the first has failed, and send it a third time (`notices`).
+    first, second = {"as": new, "why": order.why}, {"of": delivery, "why": order.why}
+    events = [Event("resent", delivery=delivery, detail=first), Event("resent", delivery=new, detail=second)]
+    write(db, order.at, order.actor, events)
     return new
 
 

@@ -33,12 +33,12 @@ class Untold:
 _FAILED = """SELECT e.delivery, coalesce(e.detail ->> 'reply', '') FROM event e JOIN delivery d ON d.id = e.delivery
 WHERE e.id > ? AND e.id <= ? AND e.event = 'failed' AND d.state = 'failed'
 AND NOT EXISTS (SELECT 1 FROM event n
-                WHERE n.delivery = e.delivery AND n.id > e.id AND n.event IN ('notified', 'not-notified'))
+                WHERE n.delivery = e.delivery AND n.id > e.id AND n.event IN ('notified', 'not-notified', 'resent'))
 ORDER BY e.id"""
 
 
 def untold(db: Database) -> Untold:
-    """The sendings that failed since the last run that came to its end, and were not tried again since."""
+    """The sendings that failed since the last run that came to its end, and were not tried or sent again since."""
     latest = _latest(db)
     found: dict[str, str] = dict(rows(db, _FAILED, (int(meta(db, TOLD) or latest), int(latest))))
     failures = [Failure(as_claimed(db, delivery), reply) for delivery, reply in found.items()]
@@ -46,9 +46,11 @@ def untold(db: Database) -> Untold:
 
 
 def still(db: Database, failures: Sequence[Failure]) -> tuple[Failure, ...]:
-    """Those that are failed now: one that was tried again may arrive yet."""
+    """Those that are failed now: what was tried again, or sent again, may arrive yet."""
     ids = [failure.taken.id for failure in failures]
-    sql = f"SELECT id FROM delivery WHERE state = 'failed' AND id IN ({marks(ids)})"
+    sql = f"""SELECT id FROM delivery d WHERE state = 'failed' AND id IN ({marks(ids)})
+    AND NOT EXISTS (SELECT 1 FROM event n WHERE n.delivery = d.id AND n.event = 'resent' AND n.id >
+                    (SELECT max(f.id) FROM event f WHERE f.delivery = d.id AND f.event = 'failed'))"""
     failed = {row[0] for row in rows(db, sql, ids)}
     return tuple(failure for failure in failures if failure.taken.id in failed)
 

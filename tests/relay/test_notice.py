@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+
+import pytest
+from sqlite_utils import Database
 
 from relay import clock
 from relay.commit import Writer
@@ -33,7 +36,19 @@ class _Interrupted(Spool):
         return super().open(key)
 
 
-def test_what_is_tried_again_while_its_report_is_written_is_not_in_it(tmp_path: Path) -> None:
+Again = Callable[[Database, datetime], None]  # what the postmaster does about m1-1
+
+
+def retry(db: Database, now: datetime) -> None:
+    assert delivery.change(db, ["m1-1"], Change.RETRY, order(now)) == ["m1-1"]
+
+
+def resend(db: Database, now: datetime) -> None:
+    assert delivery.resend(db, "m1-1", order(now), token="again") == "m1-3"
+
+
+@pytest.mark.parametrize("again", [retry, resend])
+def test_what_is_tried_again_while_its_report_is_written_is_not_in_it(tmp_path: Path, again: Again) -> None:
     db = open_for_writing(tmp_path / "relay.db")
     ours = open_for_writing(tmp_path / "relay.db")
     spool = _Interrupted(tmp_path / "spool", lambda: "segment")
@@ -47,14 +62,14 @@ def test_what_is_tried_again_while_its_report_is_written_is_not_in_it(tmp_path: 
             (taken,) = delivery.claim(db, group, kind="send", run=1, horizon=horizon, limit=1, now=now, pace=PACE)
             delivery.record(db, taken, Result(Change.FAIL, "550 5.1.1 no"), run=1, now=now, pace=PACE)
 
-    def retry() -> None:
+    def meanwhile() -> None:
         with transaction(db):
-            assert delivery.change(db, ["m1-1"], Change.RETRY, order(now)) == ["m1-1"]
+            again(db, now)
 
     async def tell() -> None:
         writer = Writer(ours, spool)
         try:
-            spool.done = retry
+            spool.done = meanwhile
             await Notices(Config(), db=ours, spool=spool, writer=writer).tell_senders()
         finally:
             await writer.close()

@@ -31,6 +31,12 @@ from rules import author
         ("Les comptables: a@fr.test, b@fr.test;", "fr.test"),
         ("jean, a@fr.test,", "fr.test"),
         ("<a@fr.test", "fr.test"),
+        # A quote that nothing closes hides no author.
+        ('"Jean <a@fr.test>', "fr.test"),
+        ('Jean "<a@fr.test>', "fr.test"),
+        ('"Jean\\" <a@fr.test>', "fr.test"),
+        ('"Jean" " <a@fr.test>', "fr.test"),
+        ('"<b@x.test>, <a@fr.test>', author.Several()),
         # Several domains, or none, or what cannot be one: no author.
         ("a@fr.test, b@x.test", author.Several()),
         ("<a@fr.test> <b@x.test>", author.Several()),
@@ -69,7 +75,7 @@ def test_exactly_one_from_field() -> None:
     assert author.addresses([b"Jean <a@fr.test>, b@x.test", b"c@y.test"]) == ["a@fr.test", "b@x.test", "c@y.test"]
     assert author.domain([b"Ma\xe7on <a@fr.test>"]) == "fr.test"
     assert author.domain([b"a@\xe9.test"]) == ""
-    assert author.domain([b"x" * author.MAX_FIELD + b" <a@fr.test>"]) == ""
+    assert author.domain([b"x" * author.MAX_FIELD + b" <a@fr.test>"]) == author.Several()
 
 
 def test_the_addresses_of_all_from_fields() -> None:
