@@ -11,6 +11,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import ip_address
 
 import dns.asyncresolver
@@ -154,7 +155,7 @@ class Resolver:
 
     def cached(self, name: str, kind: str) -> Records | NoDomain | None:
         """What `records` would say without asking anybody; None where it would have to ask. ValueError for no name."""
-        absolute, cache = dns.name.from_text(name), self._resolver.cache
+        absolute, cache = _absolute(name), self._resolver.cache
         if cache is None:
             return None
         answer = cache.get((absolute, dns.rdatatype.from_text(kind), dns.rdataclass.IN))
@@ -215,8 +216,7 @@ class Resolver:
     async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | NoDomain | DnsTrouble:
         """An empty answer is an answer."""
         try:
-            absolute = dns.name.from_text(name)
-            return await self._resolver.resolve(absolute, kind, raise_on_no_answer=False, search=False)
+            return await self._resolver.resolve(_absolute(name), kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN as error:
             responses: dict[dns.name.Name, dns.message.Message] = error.responses()  # type: ignore[no-untyped-call]
             return NoDomain(all(self._secure(response) for response in responses.values()))
@@ -226,6 +226,11 @@ class Resolver:
     def _secure(self, response: dns.message.Message) -> bool:
         """The AD bit is believed only where nobody on the way could have set it (RFC 6698 §A.3)."""
         return self._local and bool(response.flags & dns.flags.AD)
+
+
+@lru_cache(CACHED_ANSWERS)  # takes longer than to find the answer
+def _absolute(name: str) -> dns.name.Name:
+    return dns.name.from_text(name)
 
 
 def _name(name: dns.name.Name) -> str:
