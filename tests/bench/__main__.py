@@ -21,14 +21,14 @@ from tests.bench.haraka import Haraka
 from tests.bench.opensmtpd import OpenSmtpd
 from tests.bench.ours import Ours, Pair, Verifying
 from tests.bench.plain import Plain
-from tests.bench.postfix import Postfix, Signing
+from tests.bench.postfix import Behind, Postfix, Signing
 from tests.bench.server import Place, Server
 from tests.bench.traffic import BenchError, Sink
 
 SERVERS: dict[str, type[Server]] = {
-    kind.name: kind for kind in (Postfix, Signing, OpenSmtpd, Exim, Haraka, Plain, Ours, Pair, Verifying)
+    kind.name: kind for kind in (Postfix, Signing, Behind, OpenSmtpd, Exim, Haraka, Plain, Ours, Pair, Verifying)
 }
-WHAT = ("accept", "drain", "through", "list", "memory", "verify", "scan", "growth")
+WHAT = ("accept", "drain", "through", "list", "memory", "verify", "milter", "scan", "growth")
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"
 CALM = 0.3  # cores in other hands; a run beside more than that is repeated
 TRIES = 3

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.bench.meter import Meter
 from tests.bench.ours import AUTHOR, Ours
+from tests.bench.postfix import Behind
 from tests.bench.server import Server
 from tests.bench.traffic import BenchError, Load, Sink, received
 from tests.support.clients import mail
@@ -22,6 +23,7 @@ Facts = dict[str, Any]
 # In bytes of the mail; the last is a document of just under 10,000,000 bytes in base64.
 SIZES: Mapping[str, int] = {"20 KB": 20_000, "200 KB": 200_000, "1 MB": 1_000_000, "13.7 MB": 13_684_000}
 DRAINS: Mapping[str, int] = {"20 KB": 2000, "13.7 MB": 50}  # mails queued
+SESSIONS: Mapping[str, int] = {"20 KB": 200, "13.7 MB": 20}  # mails on one session with a milter
 LISTED = 10_000
 EVERYBODY = 10_000_000  # recipients: more than mails, for a document is the same in all that bear one signature
 PATIENCE = 180  # seconds for a queue to be sent
@@ -94,6 +96,24 @@ def signed(size: int) -> bytes:
     header, _, body = message.partition(b"\r\n\r\n")
     fields = [field for field in header.split(b"\r\n") if not field.startswith(b"Message-ID:")]
     return AUTHOR.signed(b"\r\n".join(fields) + b"\r\n\r\n" + body)
+
+
+def milter(size: str) -> Case:
+    """Mails a second on one session with a mail server that keeps them, or has the relay take them all."""
+    count = SESSIONS[size]
+
+    def measure(server: Server, sink: Sink) -> Facts:
+        server.start("hold")
+        first = Load(bytes=SIZES[size], messages=5, per_connection=0, recipient=server.recipient)
+        first.send(server.port)
+        time.sleep(0.3)
+        with Meter(server.group) as meter:
+            said = replace(first, messages=count).send(server.port)
+        if isinstance(server, Behind) and server.taken() != first.messages + count:
+            raise BenchError(f"the relay took {server.taken()} mails of {first.messages + count}")
+        return {**said, **meter.facts, "value": said["rate"], "cpu_ms": 1e3 * meter.facts["cpu_s"] / count}
+
+    return Case("milter", f"{count} × {size}, one session", measure, "milter", key=(size, 1))
 
 
 def memory() -> Case:
@@ -187,6 +207,7 @@ def cases(*, quick: bool) -> list[Case]:
     chosen += [make(size) for make in (drain, through) for size in DRAINS]
     chosen += [listing(), memory()]
     chosen += [verify(size, seconds=seconds) for size in ("20 KB", "1 MB")]
+    chosen += [milter(size) for size in SESSIONS]
     if quick:
         return [case for case in chosen if case.what != "accept" or case.key in (("20 KB", 10), ("13.7 MB", 10))]
     return chosen

@@ -1,17 +1,22 @@
-"""Postfix from Debian as a peer, alone or with OpenDKIM signing beside it."""
+"""Postfix from Debian as a peer, alone or with OpenDKIM signing beside it; and in front of the relay, its milter."""
 
+import sqlite3
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 
-from tests.bench.server import SIZE_LIMIT, Mode, Packaged
+from tests.bench.ours import Ours
+from tests.bench.server import SIZE_LIMIT, Mode, Packaged, Place
+from tests.support.milterpost import snippet
 from tests.support.program import free_port, listens
+from tests.support.relay import Relay
 
 
 class Postfix(Packaged):
     """Keeps what comes in its hold queue. Its settings are Debian's but for what is named here."""
 
     name = "postfix"
-    can = frozenset({"accept", "drain", "list"})
+    can = frozenset({"accept", "drain", "list", "milter"})
     packages = ("postfix",)
     queue = "/var/spool/postfix"
 
@@ -100,3 +105,40 @@ class Signing(Postfix):
         if milter is not None:
             milter.kill()
             milter.wait()
+
+
+class Behind(Postfix):
+    """It receives, and the relay takes every mail from it, as the settings of deploy/postfix have it."""
+
+    name = "postfix+relay"
+    can = frozenset({"milter"})
+    recipient = Ours.recipient
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._milter = f"inet:127.0.0.1:{free_port()}"
+        self._relay: Relay | None = None
+
+    def settings(self, mode: Mode) -> list[str]:
+        ours = snippet("take") | {"welyb_milter": self._milter}
+        return [*super().settings(mode), *(f"{name} = {value}" for name, value in ours.items())]
+
+    def configured(self, mode: Mode) -> Sequence[str]:
+        folder = self.folder / "relay"
+        folder.mkdir()
+        settings = {"milter": {"listen": [self._milter]}, "authentication": {"verify": "none"}}
+        self._relay = Relay(folder, settings, under=self.group.prefix).start()
+        self.group.adopt(self._relay.program.pid)
+        return super().configured(mode)
+
+    def taken(self) -> int:
+        """How many mails are in the relay's store."""
+        assert self._relay is not None
+        with closing(sqlite3.connect(self._relay.folder / "var/relay.db")) as db:
+            return int(db.execute("SELECT count(*) FROM message").fetchone()[0])
+
+    def stop(self) -> None:
+        if self._relay is not None:
+            self._relay.stop()
+            self._relay = None
+        super().stop()
