@@ -22,16 +22,18 @@ WIDEST_LAST = 3 * WIDEST  # of the last column
 
 def emit(rows: Iterable[Record], columns: Sequence[str], *, as_json: bool) -> int:
     """Writes the rows; how many. A table shows `columns` only."""
-    return _lines(rows) if as_json else _table(rows, columns)
+    return write_lines(map(encoded, rows)) if as_json else _table(rows, columns)
 
 
-def _lines(rows: Iterable[Record]) -> int:
-    """One write for many rows: of a long listing, the calls would cost more than the text."""
-    encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
-    rows, count = iter(rows), 0
-    while lines := [encode(row) for row in islice(rows, AT_ONCE)]:
-        sys.stdout.write("\n".join(lines) + "\n")
-        count += len(lines)
+encoded = json.JSONEncoder(ensure_ascii=True, default=str).encode
+
+
+def write_lines(lines: Iterable[str]) -> int:
+    """One write for many: of a long listing, the calls would cost more than the text."""
+    lines, count = iter(lines), 0
+    while some := list(islice(lines, AT_ONCE)):
+        sys.stdout.write("\n".join(some) + "\n")
+        count += len(some)
     return count
 
 

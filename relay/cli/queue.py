@@ -1,5 +1,6 @@
 """`queue`: where every delivery stands, and the postmaster's word on it."""
 
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from relay.cli.options import (
     settings,
     yes_option,
 )
-from relay.cli.output import Record, emit, fail, paged, printable, reason
+from relay.cli.output import Record, emit, encoded, fail, paged, printable, reason, write_lines
 from relay.config import Config
 from rules.lifecycle import FINAL, TRANSITIONS, Change
 
@@ -33,9 +34,7 @@ COLUMNS = ("id", "state", "kind", "client", "target", "documents", "size", "rece
 
 
 def _shown(row: dict[str, Any], config: Config) -> Record:
-    """In its own place: a listing may have a million rows, most of them without a reason."""
-    row["reason"], row["reason_code"] = reason(row["reason"], config.zone) if row["reason"] else ("", None)
-    row["uncertain"] = bool(row["uncertain"])
+    row["reason"], row["reason_code"] = reason(row["reason"], config.zone)
     return row
 
 
@@ -48,8 +47,12 @@ def list_(ctx: click.Context, wanted: Any, as_json: bool) -> None:
 
     config = settings(ctx)
     with reading(config) as db:
-        rows = (_shown(row, config) for row in listing.queue(db, wanted))
-        emit(paged(rows, key="id", limit=wanted.limit, as_json=as_json), COLUMNS, as_json=as_json)
+        if as_json:
+            found = listing.queue_as_text(db, wanted)
+            write_lines(line if stands else encoded(_shown(json.loads(line), config)) for line, stands in found)
+        else:
+            rows = (_shown(row, config) for row in listing.queue(db, wanted))
+            emit(paged(rows, key="id", limit=wanted.limit, as_json=False), COLUMNS, as_json=False)
 
 
 @queue.command(help=t("Tout sur un envoi : ses documents, son histoire.", "All of one delivery."))

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from relay.store.database import Store, marks, rows
 from rules.lifecycle import State
 
 Record = dict[str, Any]
+T = TypeVar("T")
 MODIFIED = '{"code": "modified"'  # how the reason of a version begins (relay.store.intake.reason_text)
 CHUNK = 1000  # rows read at a time, so that a long listing is never held whole
 
@@ -108,7 +109,7 @@ def _walk(wanted: Filter) -> _Walk:
     return _Walk(_OF_SENDER, f"m.sender = ? AND {condition}", [wanted.sender, *parameters], "m.id DESC, d.id DESC")
 
 
-def _merged(found: Sequence[Iterable[Record]], key: Callable[[Record], Any], limit: int | None) -> Iterator[Record]:
+def _merged(found: Sequence[Iterable[T]], key: Callable[[T], Any], limit: int | None) -> Iterator[T]:
     """The rows of all, newest first."""
     if len(found) == 1:
         return iter(found[0])
@@ -119,26 +120,58 @@ def _limit(limit: int | None) -> int:
     return -1 if limit is None else limit
 
 
-_QUEUE = """
-SELECT d.id, d.message, coalesce(m.message_id, d.outbound_message_id) AS message_id,
-  (SELECT count(*) FROM delivery_document dd WHERE dd.delivery = d.id) AS documents, d.kind, d.state, d.reason, d.route,
-  d.client, coalesce(m.sender, '') AS sender, d.recipient, d.target,
-  coalesce(m.received_at, d.created_at) AS received_at, d.due_at, d.attempts, d.reply, d.size, d.mx, d.tls, d.uncertain,
-  CASE WHEN d.message IS NULL OR d.kind = 'file' THEN '' WHEN d.author = '' THEN 'received' ELSE 'new' END AS form"""
+_QUEUE = {
+    "id": "d.id",
+    "message": "d.message",
+    "message_id": "coalesce(m.message_id, d.outbound_message_id)",
+    "documents": "(SELECT count(*) FROM delivery_document dd WHERE dd.delivery = d.id)",
+    "kind": "d.kind",
+    "state": "d.state",
+    "reason": "coalesce(d.reason, '')",
+    "route": "d.route",
+    "client": "d.client",
+    "sender": "coalesce(m.sender, '')",
+    "recipient": "d.recipient",
+    "target": "d.target",
+    "received_at": "coalesce(m.received_at, d.created_at)",
+    "due_at": "d.due_at",
+    "attempts": "d.attempts",
+    "reply": "d.reply",
+    "size": "d.size",
+    "mx": "d.mx",
+    "tls": "d.tls",
+    "uncertain": "json(iif(d.uncertain, 'true', 'false'))",
+    "form": """CASE WHEN d.message IS NULL OR d.kind = 'file' THEN '' WHEN d.author = '' THEN 'received' ELSE 'new' END""",
+    "reason_code": "NULL",
+}
+# Of ten thousand rows, most of the time went into making them Python's and then text again. Where the text is printable
+# ASCII it is byte for byte what Python's json makes of them.
+_FORMAT = ", ".join(f'"{name}": %s' for name in _QUEUE)
+_QUEUE_AS_TEXT = (
+    f"SELECT d.id, d.reason IS NULL, format('{{{_FORMAT}}}', {', '.join(f'json_quote({v})' for v in _QUEUE.values())})"
+)
 
 
 def queue(db: Store, wanted: Filter) -> Iterator[Record]:
     """Deliveries, newest first. `reason` is the stored JSON, for the reader's language to be put to."""
+    return (json.loads(line) for line, _ in queue_as_text(db, wanted))
+
+
+def queue_as_text(db: Store, wanted: Filter) -> Iterator[tuple[str, bool]]:
+    """The same, each as the JSON it is shown as; and whether that stands: not where it has a reason, or is not printable
+    ASCII.
+    """
     page, after = (" AND d.id < ?", [wanted.after]) if wanted.after else ("", [])
     found = [
-        _records(
+        _rows(
             db,
-            f"{_QUEUE} FROM {walk.tables} WHERE ({walk.condition}){page} ORDER BY {walk.order} LIMIT ?",
+            f"{_QUEUE_AS_TEXT} FROM {walk.tables} WHERE ({walk.condition}){page} ORDER BY {walk.order} LIMIT ?",
             [*walk.parameters, *after, _limit(wanted.limit)],
         )
         for walk in _walks(wanted)
     ]
-    return _merged(found, itemgetter("id"), wanted.limit)
+    merged = _merged(found, itemgetter(0), wanted.limit)
+    return ((line, bool(plain) and line.isascii() and "\x7f" not in line) for _, plain, line in merged)
 
 
 _DOCUMENTS = """
@@ -372,6 +405,13 @@ def attempts_of(db: Store, run: int) -> list[Record]:
 def _records(db: Store, sql: str, parameters: Sequence[object] | dict[str, object]) -> Iterator[Record]:
     cursor = db.conn.execute(sql, parameters)
     names = [column[0] for column in cursor.description]
+    return (dict(zip(names, row, strict=True)) for row in _fetched(cursor))
+
+
+def _rows(db: Store, sql: str, parameters: Sequence[object]) -> Iterator[tuple[Any, ...]]:
+    return _fetched(db.conn.execute(sql, parameters))
+
+
+def _fetched(cursor: Any) -> Iterator[tuple[Any, ...]]:
     while found := cursor.fetchmany(CHUNK):
-        for row in found:
-            yield dict(zip(names, row, strict=True))
+        yield from found
