@@ -34,6 +34,7 @@ from relay.throttles import Throttles
 from rules import access, address, attachment, bounce, filing, forwarding, path, replies
 from rules.attachment import Content, Document, Refuse, Skip
 from rules.authentication import Authentication
+from rules.peer import Peer, forwarders, is_trusted, networks
 from rules.replies import Reply
 from rules.ruleset import Rule, RuleSet
 
@@ -75,10 +76,10 @@ class Intake:
         """Settings and rules read again: for the next conversation."""
         self.config, self.ruleset = config, ruleset
         self.throttles.limits = config.throttle
-        self.trusted = access.networks(config.smtp.trusted_networks)
-        self.proxies = access.networks(config.smtp.proxy)
+        self.trusted = networks(config.smtp.trusted_networks)
+        self.proxies = networks(config.smtp.proxy)
         self.origins = frozenset(domain for rule in ruleset.rules for domain in rule.origins)
-        self.forwarders = access.forwarders(config.authentication.forwarders)
+        self.forwarders = forwarders(config.authentication.forwarders)
         if self._asked != config.delivery.dns:
             self._asked = config.delivery.dns
             self.authenticator = Authenticator(Resolver(config.delivery.dns))
@@ -92,15 +93,15 @@ class Intake:
         if self.clamd is not None:
             self.clamd.hurry()
 
-    def peer(self, ip: str) -> access.Peer:
-        return access.Peer(ip, access.is_trusted(ip, self.trusted))
+    def peer(self, ip: str) -> Peer:
+        return Peer(ip, is_trusted(ip, self.trusted))
 
-    def user_peer(self, ip: str, known: User) -> access.Peer | None:
+    def user_peer(self, ip: str, known: User) -> Peer | None:
         """A peer that gave the password of the user `known` then; None once there is none of that name and password."""
         user = self.directory.user(known.name)
         if user is None or user.hash != known.hash:
             return None
-        return access.Peer(ip, trusted=True, user=user.name, rules=frozenset(user.rules))
+        return Peer(ip, trusted=True, user=user.name, rules=frozenset(user.rules))
 
     def disk_is_low(self) -> bool:
         """Asked at MAIL; the answer is kept for a second."""
@@ -110,7 +111,7 @@ class Intake:
             self._free_until = now + 1
         return self._full
 
-    def recipient(self, argument: path.Path, peer: access.Peer, sender: str = "") -> Recipient | Reply | None:
+    def recipient(self, argument: path.Path, peer: Peer, sender: str = "") -> Recipient | Reply | None:
         """One RCPT, judged alone (domain.md §4): headers never decide, and neither do the other recipients.
 
         None: to be asked of `recipient_again`.
@@ -121,12 +122,12 @@ class Intake:
         judged = self._recipient(argument, peer, sender)
         return None if judged is None else self.throttles.judged(argument, peer, judged)
 
-    async def recipient_again(self, argument: path.Path, peer: access.Peer, sender: str = "") -> Recipient | Reply:
+    async def recipient_again(self, argument: path.Path, peer: Peer, sender: str = "") -> Recipient | Reply:
         """Once the GED has been listed: an unknown client may be a folder made a minute ago."""
         await self.directory.list_again()
         return self.throttles.judged(argument, peer, self._recipient(argument, peer, sender) or replies.UNKNOWN)
 
-    def _recipient(self, argument: path.Path, peer: access.Peer, sender: str) -> Recipient | Reply | None:
+    def _recipient(self, argument: path.Path, peer: Peer, sender: str) -> Recipient | Reply | None:
         domain = self.config.relay.domain
         route = address.route(argument, self.ruleset, domain, self.directory.registered())
         if isinstance(route, address.Refuse):

@@ -10,11 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 from zoneinfo import ZoneInfo
 
-from rules import access, ruleset, throttle, toml
-from rules.throttle import Limit
+from rules import toml, units
+from rules.peer import forwarders, networks
+from rules.units import Limit
+
+if TYPE_CHECKING:
+    from rules.ruleset import RuleSet
 
 ENVIRONMENT = "WELYB_RELAY_CONFIG"
 SYSTEM_FILE = Path("/etc/welyb-relay/relay.toml")
@@ -30,7 +34,7 @@ class Size(int):
 
 _50_MB = Size(50_000_000)
 # At the end of a month an application mails the sales of 500 clients, some 20 each, within an hour, from one address.
-_10_000_AN_HOUR, _2_000_AN_HOUR, _20_AN_HOUR = (throttle.parse(f"{count} / hour") for count in (10_000, 2_000, 20))
+_10_000_AN_HOUR, _2_000_AN_HOUR, _20_AN_HOUR = (units.parse_limit(f"{count} / hour") for count in (10_000, 2_000, 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +186,10 @@ def parse(text: str, source: str) -> Config:
     return config
 
 
-def load_rules(config: Config) -> ruleset.RuleSet:
-    """The rule set named by [relay] rules, else the shipped one. Raises ruleset.RuleError or ConfigError."""
+def load_rules(config: Config) -> "RuleSet":
+    """The rule set named by [relay] rules, else the shipped one. Raises rules.ruleset.RuleError or ConfigError."""
+    from rules import ruleset  # of the listings, none needs it
+
     if not config.relay.rules:
         shipped = Path(ruleset.__file__).with_name("welyb.toml")
         return ruleset.load(shipped.read_text("utf-8"), "rules/welyb.toml")
@@ -302,8 +308,8 @@ def parse_duration(text: str) -> timedelta:
 # How a value that is no plain text is read, and an example of it.
 _WRITTEN: dict[Any, tuple[Callable[[str], Any], str]] = {
     timedelta: (parse_duration, "15 min"),
-    Size: (lambda text: Size(ruleset.parse_size(text)), "50 MB"),
-    Limit: (throttle.parse, "100 / hour"),
+    Size: (lambda text: Size(units.parse_size(text)), "50 MB"),
+    Limit: (units.parse_limit, "100 / hour"),
 }
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
@@ -339,11 +345,11 @@ def _check(config: Config, top: _Place) -> None:
 def _check_networks(config: Config, at: Callable[[str], _Place]) -> None:
     for key in ("trusted_networks", "proxy"):
         try:
-            access.networks(getattr(config.smtp, key))
+            networks(getattr(config.smtp, key))
         except ValueError as error:
             raise at("smtp").error(key, str(error), 'write networks like "192.0.2.0/24"') from None
     try:
-        access.forwarders(config.authentication.forwarders)
+        forwarders(config.authentication.forwarders)
     except ValueError as error:
         raise at("authentication").error(
             "forwarders", str(error), 'write networks like "192.0.2.0/24" or domains like "lists.example.org"'

@@ -13,12 +13,13 @@ from relay.config import Config
 from relay.mime import Message, Part
 from relay.store import intake
 from relay.store.directory import Client
-from rules import access, address, attachment, author, bounce, lifecycle, notification
+from rules import address, attachment, author, bounce, lifecycle, notification
 from rules.attachment import Content, Document, Skip
 from rules.authentication import Authentication
 from rules.form import form
 from rules.forwarding import Verification
 from rules.lifecycle import State
+from rules.peer import Peer
 from rules.replies import Reason
 from rules.ruleset import Rule
 
@@ -30,7 +31,7 @@ Bounces = tuple[tuple[str, bounce.Bounce | None], ...]
 class Envelope:
     """What the session knows of a mail before its first byte."""
 
-    peer: access.Peer
+    peer: Peer
     helo: str
     protocol: str
     tls: str

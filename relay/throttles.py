@@ -26,9 +26,11 @@ from relay.config import Throttle
 from relay.draft import Envelope, Recipient
 from relay.store import throttles
 from relay.store.throttles import Held
-from rules import access, path, replies, throttle
+from rules import path, replies, throttle
+from rules.peer import Peer
 from rules.replies import Reply
-from rules.throttle import Account, Limit, Subject
+from rules.throttle import Account, Subject
+from rules.units import Limit
 
 MOST = 10_000
 MOST_TOLD = 256
@@ -53,7 +55,7 @@ class Throttles:
         self._told: dict[Subject, float] = {}  # when, within the last minute
         self._timer: asyncio.TimerHandle | None = None
 
-    def held(self, asked: path.Path, peer: access.Peer, sender: str) -> Reply | None:
+    def held(self, asked: path.Path, peer: Peer, sender: str) -> Reply | None:
         """The reply to a RCPT of a peer or of a domain that must wait."""
         if peer.trusted:
             return None
@@ -64,7 +66,7 @@ class Throttles:
             waits = any(self._must_wait(subject) for subject in (throttle.of_probe(peer.ip), *subjects))
         return replies.THROTTLED if waits else None
 
-    def judged(self, asked: path.Path, peer: access.Peer, judged: Recipient | Reply) -> Recipient | Reply:
+    def judged(self, asked: path.Path, peer: Peer, judged: Recipient | Reply) -> Recipient | Reply:
         """What a RCPT deserves, as its client's limit has it; an unknown one is counted."""
         if peer.trusted:
             return judged
@@ -90,11 +92,11 @@ class Throttles:
 
     # --- passwords ---------------------------------------------------------------------------------------------------
 
-    def guesses(self, peer: access.Peer) -> bool:
+    def guesses(self, peer: Peer) -> bool:
         """Must it wait before another password of its is looked at?"""
         return not peer.trusted and self._must_wait(throttle.of_guess(peer.ip))
 
-    def guessed(self, peer: access.Peer) -> None:
+    def guessed(self, peer: Peer) -> None:
         """It gave one that is wrong."""
         if not peer.trusted:
             self._take(throttle.of_guess(peer.ip))

@@ -2,23 +2,19 @@
 
 Knows alone: what trust is needed for which address form, and what the results of SPF, DKIM and DMARC are worth. Asked
 twice: at RCPT with what the envelope says, at the end of DATA with what is known of the author by then. Limits: it judges
-the peer it is given; behind a proxy or an MTA every stranger comes from loopback, so who the peer really is is the shell's
-to find out.
+the peer it is given (`rules.peer`).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import assert_never
 
 from rules import forwarding, replies
 from rules.address import Bounce, File, Postmaster, Relay
 from rules.authentication import Authentication, Spf
+from rules.peer import Forwarders, Peer, is_trusted
 from rules.replies import NOT_ALLOWED, Reply
 
-Network = IPv4Network | IPv6Network
 Route = Relay | File | Postmaster | Bounce
 
 
@@ -42,48 +38,6 @@ class Refuse:
     reply: Reply
 
 
-def networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """The networks of a setting; ValueError names the bad one."""
-    return tuple(ip_network(text) for text in texts)
-
-
-@lru_cache(1024)  # asked several times for each connection
-def plain(ip: str) -> str:
-    """`ip`, but an IPv4 address in its IPv6 form (::ffff:192.0.2.1, ::ffff:c000:201) as the IPv4 address that it is."""
-    if ":" not in ip:
-        return ip
-    try:
-        mapped = IPv6Address(ip).ipv4_mapped
-    except ValueError:
-        return ip
-    return str(mapped) if mapped else ip
-
-
-def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
-    """Does `peer`, an IP address in text, lie in one of the trusted networks? An unreadable one never does."""
-    try:
-        address = ip_address(plain(peer.partition("%")[0]))
-    except ValueError:
-        return False
-    return any(address in network for network in trusted if network.version == address.version)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who speaks to us: its address, and whether we trust it, for its network or for the password it gave.
-
-    `rules` are those a user may use; none named: every rule.
-    """
-
-    ip: str
-    trusted: bool
-    user: str = ""
-    rules: frozenset[str] = frozenset()
-
-    def is_trusted_for(self, rule: str) -> bool:
-        return self.trusted and (not self.rules or rule in self.rules)
-
-
 def may_send(route: Route, peer: Peer, sender: str = "") -> Allow | AllowIf | Refuse:
     """At RCPT. `sender` is the envelope's."""
     match route:
@@ -100,23 +54,6 @@ def may_send(route: Route, peer: Peer, sender: str = "") -> Allow | AllowIf | Re
 
 
 # --- at the end of DATA ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarders:
-    """Who passes on others' mail with our leave: mailing lists and mailboxes that break what DMARC asks for."""
-
-    networks: tuple[Network, ...] = ()
-    domains: frozenset[str] = frozenset()
-
-
-_DOMAIN = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)+[a-z][a-z0-9-]{0,62}")
-
-
-def forwarders(texts: Sequence[str]) -> Forwarders:
-    """Networks and domains of a setting, mixed; ValueError names the bad one."""
-    domains = frozenset(text.lower() for text in texts if _DOMAIN.fullmatch(text.lower()))
-    return Forwarders(networks([text for text in texts if text.lower() not in domains]), domains)
 
 
 def is_forwarder(peer: Peer, spf: Spf, trusted: Forwarders) -> bool:

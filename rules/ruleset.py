@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rules import toml
+from rules.units import parse_size
 
 Senders = Literal["trusted", "anyone"] | frozenset[str]  # or domains that must pass DMARC
 KINDS = ("zip", "archive", "executable", "html", "empty")
@@ -72,18 +73,6 @@ class RuleSet:
 
     def named(self, name: str) -> Rule | None:
         return next((rule for rule in self.rules if rule.name == name), None)
-
-
-def parse_size(text: str) -> int:
-    """ "10 MB" → 10,000,000; "10 MiB" → 10,485,760; "20 kB", "512 B", "1 Mo". ValueError otherwise."""
-    match = re.fullmatch(r"\s*([0-9]{1,12}(?:[.,][0-9]{1,6})?)\s*(?=[kKMGBboO])([kKMG]?)(i?)[BboO]?\s*", text)
-    if not match:
-        raise ValueError(f'« {text} » is not a size: write "10 MB", "10 MiB" or "20 kB"')
-    number, unit, binary = match.groups()
-    factor = 1
-    for _ in range(" kMG".index(unit.replace("K", "k") or " ")):
-        factor *= 1024 if binary else 1000
-    return round(float(number.replace(",", ".")) * factor)
 
 
 def load(text: str, source: str) -> RuleSet:

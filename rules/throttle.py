@@ -1,55 +1,28 @@
 """May one more come now, from there or for that? (domain.md §2: probing is throttled; a flood must not fill one client.)
 
-Knows alone: how a limit is written, who a mail or a RCPT counts against, and the arithmetic, which is a bucket: it holds as
-many as the limit says, every mail takes one out, and it fills again evenly. So a rush as large as the limit passes at
-once, a longer one at the limit's pace, and whoever was held back is let through as soon as there is one to take.
+Knows alone: who a mail or a RCPT counts against, and the arithmetic, which is a bucket: it holds as many as the limit says,
+every mail takes one out, and it fills again evenly. So a rush as large as the limit passes at once, a longer one at the
+limit's pace, and whoever was held back is let through as soon as there is one to take.
 
 Limits: who sends from many networks, or under many domains, has as many buckets. An IPv6 peer is its /64: one line of one
 customer. A sender's domain is what the envelope says, proved by nobody. A host that forwards for thousands is one peer:
 who probes from there makes the others wait too, never lose.
 """
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Literal, assert_never, get_args
 
-from rules import access
+from rules import peer
 from rules.address import MAILBOXES, Bounce, File, Postmaster, Relay
 from rules.path import Path
+from rules.units import Limit
 
 Kind = Literal["peer", "sender_domain", "client", "unknown", "passwords"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_UNITS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 _ALMOST = 1e-6  # of one mail: what a division loses
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """So many in so many seconds; a `count` of 0 is no limit."""
-
-    count: int
-    seconds: int
-
-    @property
-    def rate(self) -> float:
-        """How many a second."""
-        return self.count / self.seconds
-
-
-OFF = Limit(0, 1)
-
-
-def parse(text: str) -> Limit:
-    """ "100 / hour" → Limit; "" and "off" → OFF. ValueError otherwise."""
-    if text.strip() in ("", "off"):
-        return OFF
-    match = re.fullmatch(r"\s*([1-9][0-9]{0,8})\s*/\s*([a-z]+)\s*", text)
-    if not match or match[2] not in _UNITS:
-        raise ValueError(f'« {text} » is not a limit: write "100 / hour", "5 / min", or "off"')
-    return Limit(int(match[1]), _UNITS[match[2]])
 
 
 # --- who it counts against --------------------------------------------------------------------------------------------
@@ -68,7 +41,7 @@ def network(ip: str) -> str:
     """An IPv4 address as it is, an IPv6 one (or its /64) as its /64, in their one spelling."""
     if ":" not in ip:
         return ip
-    bare = access.plain(ip.partition("%")[0].removesuffix("/64"))
+    bare = peer.plain(ip.partition("%")[0].removesuffix("/64"))
     if ":" not in bare:
         return bare
     try:

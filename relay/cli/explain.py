@@ -12,6 +12,7 @@ from relay.cli.options import json_option, rules, settings
 from relay.cli.output import Record, emit, fail
 from relay.config import Config
 from rules import access, address, attachment, path
+from rules.peer import Peer, is_trusted, networks
 from rules.replies import Reason, history
 from rules.ruleset import Rule, RuleSet
 
@@ -43,8 +44,8 @@ def _explained(text: str, config: Config, ruleset: RuleSet, *, peer: str, sender
         row["rule"] = route.rule.name
     condition = ""
     if peer:
-        trusted = access.is_trusted(peer, access.networks(config.smtp.trusted_networks))
-        allowed = access.may_send(route, access.Peer(peer, trusted), sender)
+        trusted = is_trusted(peer, networks(config.smtp.trusted_networks))
+        allowed = access.may_send(route, Peer(peer, trusted), sender)
         if isinstance(allowed, access.Refuse):
             return row | {"reason": _words(allowed.reply)}
         if isinstance(allowed, access.AllowIf):

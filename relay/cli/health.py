@@ -15,7 +15,7 @@ from relay.cli.language import t
 from relay.cli.options import reading
 from relay.config import Config, endpoint
 from relay.store.database import rows
-from rules import access
+from rules.peer import Network, is_trusted, networks
 
 PATIENCE = 5.0  # seconds for a greeting
 LATE_RUNS = 2  # a run may be as late as the next one; after that nobody does them
@@ -23,7 +23,7 @@ LATE_RUNS = 2  # a run may be as late as the next one; after that nobody does th
 
 def findings(config: Config) -> Iterator[Finding]:
     """Exit 1 of the command is a reason to look, never one to start it again: mail that waits is safe."""
-    proxies = access.networks(config.smtp.proxy)
+    proxies = networks(config.smtp.proxy)
     yield from (_greeting(text, proxies) for text in config.smtp.listen)
     with reading(config) as db:
         now = clock.now()
@@ -32,13 +32,13 @@ def findings(config: Config) -> Iterator[Finding]:
         yield _queue(db, config, now)
 
 
-def _greeting(text: str, proxies: Sequence[access.Network]) -> Finding:
+def _greeting(text: str, proxies: Sequence[Network]) -> Finding:
     host, port = endpoint(text)
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
         with socket.create_connection((here, port), PATIENCE) as connection:
             connection.settimeout(PATIENCE)
-            if access.is_trusted(connection.getsockname()[0], proxies):
+            if is_trusted(connection.getsockname()[0], proxies):
                 connection.sendall(b"PROXY UNKNOWN\r\n")  # from here nobody is heard without
             said = connection.recv(512)
             connection.sendall(b"QUIT\r\n")

@@ -17,7 +17,6 @@ from relay import clock, config
 from relay.cli.language import t
 from relay.cli.output import Record, fail
 from rules.lifecycle import State, next_run
-from rules.ruleset import RuleError
 
 if TYPE_CHECKING:
     from relay.store.delivery import Order
@@ -41,6 +40,8 @@ def settings(ctx: click.Context) -> config.Config:
 
 
 def rules(settings_: config.Config) -> Any:
+    from rules.ruleset import RuleError
+
     try:
         return config.load_rules(settings_)
     except (RuleError, config.ConfigError) as error:

@@ -13,7 +13,8 @@ from relay.milter import commands
 from relay.milter.answers import Accept, Answer, Continue, Skip, Steps, agree, awaits_answer
 from relay.milter.commands import Command, ProtocolError
 from relay.milter.mail import Mail, octets
-from rules import access, path, replies
+from rules import path, replies
+from rules.peer import Peer
 from rules.replies import Reply
 
 
@@ -29,7 +30,7 @@ class Session:
 
     def _new_client(self) -> None:
         self._macros: dict[bytes, dict[bytes, bytes]] = {}
-        self._peer: access.Peer | None = None
+        self._peer: Peer | None = None
         self._helo = ""
 
     @property
@@ -114,7 +115,7 @@ class Session:
             return None
         peer = self._peer
         if user:  # the MTA's, trusted as ours would be (domain.md §4: authenticated submission)
-            peer = access.Peer(peer.ip, trusted=True, user=_printable(user) or "?")
+            peer = Peer(peer.ip, trusted=True, user=_printable(user) or "?")
         tls = _printable(self._macros.get(b"H", {}).get(b"{tls_version}", b""))
         return Envelope(
             peer=peer,
@@ -154,7 +155,7 @@ class Session:
             self._mail.abort()
         self._mail = None
 
-    def _peer_of(self, command: commands.Connect) -> access.Peer | None:
+    def _peer_of(self, command: commands.Connect) -> Peer | None:
         text = _printable(command.address)
         text = text[5:] if text[:5].lower() == "ipv6:" else text  # sendmail's way of writing it
         try:

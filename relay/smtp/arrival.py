@@ -15,7 +15,8 @@ from relay import log
 from relay.smtp import proxied
 from relay.smtp.conversation import Conversation
 from relay.smtp.door import Kind
-from rules import access, replies
+from rules import replies
+from rules.peer import is_trusted, plain
 from rules.replies import Reply
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Arrival(Conversation):
             ip = self._client.ip
         else:
             ip = str(peer[0]) if isinstance(peer, tuple) else "127.0.0.1"  # a Unix socket has no address
-        return access.plain(ip)
+        return plain(ip)
 
     @property
     def is_idle(self) -> bool:
@@ -66,7 +67,7 @@ class Arrival(Conversation):
 
     def arrived(self) -> None:
         refused = self._listener.opened(self)
-        if not access.is_trusted(self.peer_ip, self._listener.intake.proxies):
+        if not is_trusted(self.peer_ip, self._listener.intake.proxies):
             self._come_in(refused)
         elif refused is not None:
             self._cut()

@@ -22,7 +22,8 @@ from relay.smtp.conversation import Answer
 from relay.smtp.door import Kind
 from relay.smtp.reception import Chunk, Data, Reception
 from relay.store.users import User
-from rules import access, path, replies, throttle
+from rules import path, replies, throttle
+from rules.peer import Peer
 from rules.replies import Reply
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ class Session(Arrival):
         }
 
     def welcome(self) -> Reply:
-        self._peer = access.Peer(self.peer_ip, trusted=False) if self._kind.is_for_users else self._stranger()
+        self._peer = Peer(self.peer_ip, trusted=False) if self._kind.is_for_users else self._stranger()
         return Reply(220, "", (f"{self.hostname} ESMTP",))
 
-    def _stranger(self) -> access.Peer:
+    def _stranger(self) -> Peer:
         """Whoever gave no password: as his network has it."""
-        return access.Peer(self.peer_ip, trusted=False) if self.is_nobody else self._intake.peer(self.peer_ip)
+        return Peer(self.peer_ip, trusted=False) if self.is_nobody else self._intake.peer(self.peer_ip)
 
     def answer(self, line: bytes) -> Answer:
         if self._exchange is not None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rules.address import Relay, is_name, route, to_collector, to_welyb
 from rules.path import Path
-from rules.ruleset import RuleError, RuleSet, load, parse_size
+from rules.ruleset import RuleError, RuleSet, load
+from rules.units import parse_size
 from tests.support.effort import examples
 
 DOMAIN = "welyb.fr"

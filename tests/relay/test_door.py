@@ -13,7 +13,7 @@ from relay import forwards
 from relay.mime import Scanner
 from relay.store import erasure
 from rules import replies
-from rules.access import Peer
+from rules.peer import Peer
 from tests.support.author import Author
 from tests.support.clients import mail
 from tests.support.documents import pdf, plain_zip

@@ -29,7 +29,7 @@ from relay.store import throttles as store
 from relay.store.database import open_for_reading, rows
 from relay.throttles import Throttles
 from rules import path, replies
-from rules.access import Peer
+from rules.peer import Peer
 from rules.replies import Reply
 from rules.throttle import Kind, Subject
 from tests.support.clients import Dialogue, mail

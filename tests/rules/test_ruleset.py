@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import rules
-from rules.ruleset import KINDS, Pattern, Rule, RuleError, RuleSet, load, parse_size
+from rules.ruleset import KINDS, Pattern, Rule, RuleError, RuleSet, load
 
 SHIPPED = Path(rules.__file__).with_name("welyb.toml")
 MINIMAL = '[rule.x]\naddress = "x+{name}"\nrelay = "{name}@far.test"\n'
@@ -74,23 +74,6 @@ def test_the_longer_beginning_is_asked_first_whatever_the_order() -> None:
     forms = ("a+{name}", "a+b+{name}", "a+b+c+{name}", "abc+{name}", "a")
     text = "".join(f'[rule.r{i}]\naddress = "{form}"\nrelay = "x@far.test"\n' for i, form in enumerate(forms))
     assert [r.address.before for r in load(text, "t").rules] == ["a+b+c+", "a+b+", "abc+", "a+", "a"]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        *(("10 MB", 10_000_000), ("10 Mo", 10_000_000), ("10 MiB", 10_485_760), ("20 kB", 20_000), ("20KB", 20_000)),
-        *(("512 B", 512), ("1.5 MB", 1_500_000), ("1,5 Mo", 1_500_000), ("2 GB", 2_000_000_000), ("0 B", 0)),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["10", "", "MB", "-1 MB", "10 TB", "10 MB now", "1e3 B", "10 minutes"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
 
 
 def test_named_finds_or_not() -> None:

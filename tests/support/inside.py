@@ -23,7 +23,7 @@ from relay.filing import Filing
 from relay.flush import Means
 from relay.store.database import open_for_reading, rows
 from rules import path
-from rules.access import Peer
+from rules.peer import Peer
 from rules.replies import Reply
 
 SETTINGS = """
