@@ -142,7 +142,9 @@ async def _tell(means: Means, found: scan.Outcome, sender: Sender) -> _Told:
 
 
 class Clockwork:
-    """The daemon's half: runs on the wall-clock quarter, one at a time, a missed one caught up once."""
+    """The daemon's half: runs on the wall-clock quarter, one at a time, a missed one caught up once: missed while nobody was
+    there, or because the one before took too long.
+    """
 
     def __init__(self, means: Means) -> None:
         self._means = means
@@ -160,11 +162,11 @@ class Clockwork:
         """Until cancelled."""
         last = delivery.last_run(self._means.db)
         started = clock.instant(last[1]) if last else None
-        if lifecycle.catch_up(started, clock.now(), self._every):
-            await self._try(clock.now())
         while True:
-            due = lifecycle.next_run(clock.now(), self._every)
+            now = clock.now()
+            due = now if lifecycle.catch_up(started, now, self._every) else lifecycle.next_run(now, self._every)
             if await self._came(due):
+                started = clock.now()
                 await self._try(due)
 
     async def _came(self, due: datetime) -> bool:

@@ -81,6 +81,33 @@ def test_S17_the_next_run_is_on_the_quarter(firm: Firm) -> None:
     assert 0 <= at.timestamp() - time.time() <= QUARTER
 
 
+def test_S17_a_run_that_took_too_long_is_followed_at_once(firm: Firm) -> None:
+    """A collector that is silent after the dot holds it past the next instant, which is caught up; then it is on time."""
+    client = firm.client()
+    client.connect()
+    client.put("Achats/facture.pdf", made.pdf())
+    firm.relay.stop()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(6.5)
+        writer.write(b"250 2.0.0 taken\r\n")
+
+    async def run_against_it() -> None:
+        async with listening(Far({"DOT": slowly})) as where:
+            route = {"achats.factures-meg.fr": f"{where.address}:{where.port}"}
+            firm.relay.configure({"run": {"every": "5 s", "settle": "1 s"}, "delivery": {"routes": route}})
+            await asyncio.to_thread(firm.relay.start)
+            await asyncio.to_thread(firm.wait_until, lambda: len(history(firm)) >= 4, timeout=40)
+
+    asyncio.run(run_against_it())
+    started = [datetime.fromisoformat(run["started_at"]) for run in history(firm)]
+    (slow,) = (at for at, run in enumerate(history(firm)) if run["sent"])
+    ended = datetime.fromisoformat(history(firm)[slow]["finished_at"])
+    assert (ended - started[slow]).total_seconds() > 5
+    assert (started[slow + 1] - ended).total_seconds() < 1
+    assert (started[slow + 2].timestamp() + 0.1) % 5 < 1, "and then on the grid again"
+
+
 # --- one at a time --------------------------------------------------------------------------------------------------
 
 
