@@ -334,7 +334,7 @@ class Queue(RuleBasedStateMachine):
             last = {str(row[0]): str(row[1]) for row in rows(self.db, sql)}
             for id_, known in self.known.items():
                 told = last.get(id_, "accepted")
-                assert told in EVENT_OF[known.state] | {"reported", "warned", "purged"}, (
+                assert told in EVENT_OF[known.state] | {"reported", "warned", "purged", "resent"}, (
                     f"{id_} is {known.state} after {told}"
                 )
 
