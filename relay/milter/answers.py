@@ -180,7 +180,9 @@ _WELCOME = (
     | Steps.QUIET_END_OF_HEADERS
     | Steps.QUIET_BODY
 )
-_SYMBOLS = ((1, b"{tls_version}"), (2, b"{auth_authen}"), (5, b"i"))  # SMFIM_HELO, SMFIM_ENVFROM, SMFIM_EOM
+# SMFIM_HELO, SMFIM_ENVFROM, SMFIM_EOM, SMFIM_EOH. For the last we have no use, but sendmail (8.14 to 8.17) looks whether
+# it was asked for when it decides on the macros of EOM.
+_SYMBOLS = ((1, b"{tls_version}"), (2, b"{auth_authen}"), (5, b"i"), (6, b"i"))
 
 
 def agree(offer: Negotiate) -> Agreed:

@@ -114,7 +114,8 @@ ANSWERS: list[tuple[Answer, bytes]] = [
     (AddHeader(b"X", b"y"), b"hX\0y\0"),
     (
         agree(Negotiate(6, 0x1FF, 0x1FFFFF)),
-        b"O\0\0\0\x06\0\0\x01\x4d\0\x1c\x75\x80\0\0\0\x01{tls_version}\0\0\0\0\x02{auth_authen}\0\0\0\0\x05i\0",
+        b"O\0\0\0\x06\0\0\x01\x4d\0\x1c\x75\x80"
+        b"\0\0\0\x01{tls_version}\0\0\0\0\x02{auth_authen}\0\0\0\0\x05i\0\0\0\0\x06i\0",
     ),
 ]
 
