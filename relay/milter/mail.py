@@ -8,6 +8,7 @@ and refuses the message afterwards is not heard of: we stand last.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,11 +80,10 @@ class Mail:
         return Continue()
 
     def _is_ours(self, argument: bytes, found: path.Path | path.Problem) -> bool:
-        """What cannot be read but ends in our domain is ours: an MTA may read it more generously than we do."""
         domain = self._intake.config.relay.domain.lower()
         if isinstance(found, path.Path):
             return found.domain.lower() == domain
-        return argument.strip(b' <>.\t"').lower().endswith(b"@" + domain.encode())
+        return leads_to(domain, argument)
 
     async def _judge(self, found: path.Path | path.Problem) -> Recipient | Reply:
         if isinstance(found, path.Problem):
@@ -149,6 +149,16 @@ class Mail:
             yield AddHeader(LOOP_HEADER.encode(), b" " + self._intake.config.relay.domain.encode())
             if deliveries[0].sender:  # the null sender stays null
                 yield ChangeSender(b"<%s>" % deliveries[0].sender.encode())
+
+
+def leads_to(domain: str, unreadable: bytes) -> bool:
+    """Might an MTA that reads more generously than we do find an address at `domain` here? sendmail skips comments.
+
+    >>> leads_to("welyb.fr", b"<meg+x@(et)welyb.fr (Paul)>"), leads_to("welyb.fr", b"<paul@welyb.fr.example (x)>")
+    (True, False)
+    """
+    bare = re.sub(rb'\([^()]*\)|[ \t<>"]', b"", unreadable.lower())
+    return re.search(rb"@%b(?![a-z0-9-]|\.[a-z0-9])" % re.escape(domain.encode()), bare) is not None
 
 
 def refusal(reply: Reply) -> ReplyCode:

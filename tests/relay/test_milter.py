@@ -140,6 +140,8 @@ def test_theirs_alone_is_not_looked_at(door: Door) -> None:
         ("meg+a%b@welyb.fr", replies.MALFORMED),
         ("meg+a b@welyb.fr", replies.MALFORMED),
         ("meg+a@WELYB.FR.", replies.MALFORMED),
+        ("meg+a@welyb.fr (Paul)", replies.MALFORMED),  # sendmail would go on with meg+a@welyb.fr
+        ("liste:meg+a@(et)Welyb.fr;", replies.MALFORMED),
         ("ventes+inconnu@welyb.fr", replies.UNKNOWN),
         ("contact@welyb.fr", replies.MALFORMED),
         ("meg+é@welyb.fr", replies.NOT_ASCII),
@@ -152,6 +154,13 @@ def test_a_recipient_is_refused_in_the_words_of_the_smtp_server(
         mta.mail(SENDER)
         assert mta.rcpt(recipient) == reply(expected)
         assert mta.rcpt(MEG) == CONTINUE
+
+
+@pytest.mark.parametrize("recipient", ["paul@dupont.example (Paul)", "a@welyb.fr.example (x)", "a@b@jwelyb.fr", "@@"])
+def test_what_cannot_be_read_and_does_not_lead_to_us_is_theirs(door: Door, recipient: str) -> None:
+    with door.client() as mta:
+        mta.mail(SENDER)
+        assert mta.rcpt(recipient) == CONTINUE
 
 
 def test_what_is_refused_at_the_end_is_refused_for_all(door: Door) -> None:
