@@ -1,7 +1,8 @@
 """What each packet of the MTA deserves, from the negotiation to QUIT.
 
 Knows alone: the order of packets, and what of an MTA's word is believed: the client of the connect event as the peer, its
-TLS, and that it authenticated. Limits: HELO or EHLO is not told; the protocol of our Received says ESMTP for both.
+TLS, and that it authenticated. Limits: HELO or EHLO is not told; the protocol of our Received says ESMTP for both. A user is
+called as the MTA calls it: sendmail writes names as xtext (RFC 3461 §4), `a+2Bb` for a+b.
 """
 
 from collections.abc import Callable

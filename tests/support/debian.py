@@ -24,6 +24,8 @@ UNPACKED = {
     "systemd": "usr/bin/systemd-analyze",
     "clamav-daemon": "usr/sbin/clamd",
     "haproxy": "usr/sbin/haproxy",
+    "sendmail-bin": "usr/libexec/sendmail/sendmail",
+    "sendmail-cf": "usr/share/sendmail/cf/m4/cf.m4",
 }
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -54,7 +56,7 @@ def lacking(name: str) -> str | None:
     if name in UNPACKED:
         if not (root_of(name) / UNPACKED[name]).exists():
             return f"{name} is not unpacked: sh deploy/install-debian test, as root"
-        return lacking("root") if name == "postfix" else None
+        return lacking("root") if name in ("postfix", "sendmail-bin") else None
     if name.startswith("port "):
         return _port(int(name.removeprefix("port ")))
     return None if shutil.which(name, path=SYSTEM_PATH) else f"{name} is not installed"
