@@ -29,6 +29,7 @@ BLOCKS = {
     "$ welyb-relay trace": "test_what_is_shown_of_the_story_has_its_columns",
     "welyb-relay connections add": "test_the_first_hour",
     "#!/bin/sh -e": "test_the_scripts_are_scripts",
+    "[Socket]": "test_units.py: test_the_drop_in_of_the_readme_moves_the_socket",
     "[rule.": "test_documents.py: test_the_example_of_a_rule_is_one",
 }
 

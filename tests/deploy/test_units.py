@@ -144,12 +144,37 @@ def test_the_doors_for_users_bear_the_names_that_are_known() -> None:
     }
 
 
+def laid_out(folder: Path) -> list[Path]:
+    """The units, without what only an installed package has."""
+    for unit in UNITS.iterdir():
+        text = unit.read_text().replace("/usr/bin/welyb-relay", "/bin/true").replace("Documentation=", "#")
+        (folder / unit.name).write_text(text)
+    return sorted(folder.iterdir())
+
+
+def verified(units: list[Path]) -> str:
+    """What systemd has to say of them."""
+    return analyze("verify", "--man=no", *map(str, units))
+
+
 @pytest.mark.debian("systemd")
 def test_systemd_understands_the_units_and_finds_little_to_blame(tmp_path: Path) -> None:
-    names = sorted(path.name for path in UNITS.iterdir())
-    assert len(names) == 4
-    for name in names:
-        text = (UNITS / name).read_text()
-        (tmp_path / name).write_text(text.replace("/usr/bin/welyb-relay", "/bin/true").replace("Documentation=", "#"))
-    assert analyze("verify", "--man=no", *(str(tmp_path / name) for name in names)) == ""
+    units = laid_out(tmp_path)
+    assert len(units) == 4
+    assert verified(units) == ""
     analyze("security", "--offline=yes", "--threshold=20", str(tmp_path / "welyb-relay.service"))
+
+
+@pytest.mark.debian("systemd")
+def test_the_drop_in_of_the_readme_moves_the_socket(tmp_path: Path) -> None:
+    found = re.search(r"(?m)^    (\[Socket\]\n(?:    .*\n)+)", (UNITS.parents[1] / "README.md").read_text())
+    assert found
+    text = found[1].replace("    ", "")
+    assert text.splitlines()[1] == "ListenStream=", "what the unit has is taken back first"
+    units = laid_out(tmp_path)
+    drop_in = tmp_path / "welyb-relay.socket.d/override.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(text)
+    assert verified(units) == ""
+    drop_in.write_text(text + "ListenStrem=2525\n")
+    assert "ListenStrem" in verified(units), "it was read"
