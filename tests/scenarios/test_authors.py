@@ -5,10 +5,16 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dns.flags
+import dns.message
+import dns.query
+import dns.rcode
 import pytest
 
 from relay import sign
@@ -19,6 +25,8 @@ from tests.support.collector import Received
 from tests.support.firm import COLLECTORS, Firm, digest, documents_of
 from tests.support.nameserver import NameServer
 from tests.support.relay import Relay
+from tests.support.validator import Validator
+from tests.support.zone import Zone, zone_text
 
 STRANGER = "127.0.0.2"  # the relay trusts 127.0.0.1 alone
 VENTES, MEG, LISTED = "ventes+durand@welyb.fr", "meg+durand@welyb.fr", "liste+durand@welyb.fr"
@@ -140,6 +148,91 @@ def test_without_a_name_server_mail_is_taken(new_relay: Any, names: NameServer, 
     message = accepted(relay, STRICT.mail(VENTES, invoice("panne")), VENTES, sender=LAX.address)
     (told,) = [row for row in relay.json("trace", message) if row["event"] == "accepted"]
     assert told["detail"]["authentication"]["dmarc"]["result"] == "temperror"
+
+
+# --- with DNSSEC: signed zones (Knot) behind who validates them (Unbound) -----------------------------------------------
+
+PROVED, STRIPPED, TAKEN_OVER = (Author(f"{name}.example") for name in ("proved", "stripped", "taken-over"))
+SIGNED = [author.domain for author in (PROVED, STRIPPED, TAKEN_OVER)]
+ZONES = {author.domain: zone_text(author.zone) for author in (PROVED, STRIPPED, TAKEN_OVER)} | {".": zone_text()}
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    folder: Path
+    zone: Zone
+    validator: Validator
+    relay: Relay
+
+    def policy(self, author: Author) -> tuple[str, bool]:
+        """What the resolver says of the author's DMARC record: an rcode, and whether it vouches for it."""
+        question = dns.message.make_query(f"_dmarc.{author.domain}", "TXT", flags=dns.flags.RD | dns.flags.AD)
+        answer = dns.query.udp(question, "127.0.0.1", timeout=10, port=self.validator.port)
+        return dns.rcode.to_text(answer.rcode()), bool(answer.flags & dns.flags.AD)
+
+    def facts(self, message: str) -> dict[str, Any]:
+        """What was kept of who wrote a mail."""
+        (told,) = [row for row in self.relay.json("trace", message) if row["event"] == "accepted"]
+        found: dict[str, Any] = told["detail"]["authentication"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Validated]:
+    folder = tmp_path_factory.mktemp("validated")
+    zone = Zone.start(folder, ZONES, signed=SIGNED)
+    validator = Validator.start(folder, zone)
+    looked_up = {"authentication": {"verify": "all"}, "delivery": {"dns": [validator.server]}}
+    relay = Relay(folder, {"smtp": {"trusted_networks": ["127.0.0.1/32"]}, **looked_up})
+    relay.client("Durand")
+    yield Validated(folder, zone, validator, relay.start())
+    for part in (relay, validator, zone):
+        part.stop()
+
+
+@contextmanager
+def stripped(world: Validated) -> Iterator[None]:
+    """The signatures are gone, as if nobody had promised any."""
+    world.zone.change(ZONES, signed=[])
+    try:
+        yield
+    finally:
+        world.zone.change(ZONES, signed=SIGNED)
+
+
+@contextmanager
+def taken_over(world: Validated) -> Iterator[None]:
+    """Somebody else answers, who signs with keys of their own."""
+    world.zone.stop()
+    other = Zone.start(world.folder / "other", ZONES, port=world.zone.port, signed=SIGNED)
+    try:
+        yield
+    finally:
+        other.stop()
+        world.zone.resume()
+
+
+@pytest.mark.debian("knot", "unbound")
+def test_what_a_signed_zone_asks_is_done(validated: Validated) -> None:
+    assert validated.policy(PROVED) == ("NOERROR", True)
+    unsigned = PROVED.mail(VENTES, invoice("sans-signature"))
+    reply = offered(validated.relay, unsigned, VENTES, sender=PROVED.address)
+    assert reply.code == 550 and reply.text.startswith("5.7.1 proved.example : expediteur non authentifie"), reply
+    genuine = PROVED.signed(PROVED.mail(VENTES, invoice("signee")))
+    facts = validated.facts(accepted(validated.relay, genuine, VENTES, sender=PROVED.address))
+    assert (facts["dmarc"]["result"], facts["dmarc"]["policy"]) == ("pass", "reject")
+
+
+@pytest.mark.debian("knot", "unbound")
+@pytest.mark.parametrize(("author", "forgery"), [(STRIPPED, stripped), (TAKEN_OVER, taken_over)])
+def test_a_zone_that_is_not_proved_refuses_nobody(
+    validated: Validated, author: Author, forgery: Callable[[Validated], AbstractContextManager[None]]
+) -> None:
+    with forgery(validated):
+        assert validated.policy(author) == ("SERVFAIL", False)
+        for message in (author.mail(VENTES, invoice("nue")), author.signed(author.mail(VENTES, invoice("signee")))):
+            facts = validated.facts(accepted(validated.relay, message, VENTES, sender=author.address))
+            assert facts["dmarc"]["result"] == "temperror"
 
 
 # --- on the way out -------------------------------------------------------------------------------------------------
