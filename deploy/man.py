@@ -6,7 +6,7 @@ The language of a page is that of the locale it is made under, as the command's 
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+import tomllib
 from pathlib import Path
 
 LANGUAGES = {"fr": "fr/man1", "en": "man1"}
@@ -23,8 +23,10 @@ def write(folder: Path) -> None:
     verbs = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     # Its own group imports a verb only when it is asked for; a page of it has all of them.
     eager = click.Group("welyb-relay", commands=verbs, params=cli.params, help=cli.help)
+    # What is installed here may be older than what the pages are made for.
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
     folder.mkdir(parents=True, exist_ok=True)
-    write_man_pages("welyb-relay", eager, version=version("welyb-relay"), target_dir=str(folder))
+    write_man_pages("welyb-relay", eager, version=project["version"], target_dir=str(folder))
 
 
 def main() -> None:

@@ -194,6 +194,12 @@ def test_what_the_readme_calls_exists() -> None:
     assert called
 
 
+def test_the_changes_that_are_told_are_those_of_this_release() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    newest, *_ = re.findall(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+    assert newest in (project["version"], "Unreleased")
+
+
 def test_the_make_targets_that_are_told_exist() -> None:
     targets = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text("utf-8")))
     assert set(re.findall(r"`make ([a-z]+)`", README)) | {"run", "test", "demo", "bench", "setup"} <= targets
