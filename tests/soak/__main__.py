@@ -220,7 +220,7 @@ def together(site: Site, injector: faults.Injector, sampler: Sampler, *, rate: f
 
 
 def at_rest(site: Site) -> None:
-    """No mail is coming in, what was due has been sent and filed, and no connection of ours is left."""
+    """No mail is coming in, what was due has been sent and filed, no run is under way, and no connection of ours is left."""
     soon = timedelta(seconds=site.every)
 
     def quiet() -> bool:
@@ -234,7 +234,8 @@ def at_rest(site: Site) -> None:
         """Three looks alike, a moment apart."""
         time.sleep(0.5)
         seen.append(descriptors(site.group.pids()))
-        return len(seen) > 2 and seen[-1] == seen[-2] == seen[-3]
+        running = str(site.data / "run.lock") in open_files(site.group.pids())
+        return not running and len(seen) > 2 and seen[-1] == seen[-2] == seen[-3]
 
     until(still, "close its connections", timeout=60)
 
