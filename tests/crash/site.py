@@ -85,8 +85,9 @@ class Site:
 
     @property
     def segment(self) -> Path:
-        """The one the relay appends to."""
-        return max(self.segments.iterdir(), key=lambda path: path.name)
+        """The one the relay has open to append to. A command that ran meanwhile may have left a newer one of its own."""
+        opened = [link.resolve() for link in Path(f"/proc/{self.relay.program.pid}/fd").iterdir()]
+        return max(path for path in opened if path.parent == self.segments.resolve())
 
     @property
     def day(self) -> Path:
