@@ -155,13 +155,13 @@ class Resolver:
 
     def cached(self, name: str, kind: str) -> Records | NoDomain | None:
         """What `records` would say without asking anybody; None where it would have to ask. ValueError for no name."""
-        absolute, cache = _absolute(name), self._resolver.cache
+        key, cache = absolute(name), self._resolver.cache
         if cache is None:
             return None
-        answer = cache.get((absolute, dns.rdatatype.from_text(kind), dns.rdataclass.IN))
+        answer = cache.get((key, dns.rdatatype.from_text(kind), dns.rdataclass.IN))
         if answer is not None:  # an empty one is false
             return self._records(answer)
-        absent = cache.get((absolute, dns.rdatatype.ANY, dns.rdataclass.IN))  # where dnspython keeps an NXDOMAIN
+        absent = cache.get((key, dns.rdatatype.ANY, dns.rdataclass.IN))  # where dnspython keeps an NXDOMAIN
         return NoDomain(self._secure(absent.response)) if absent is not None else None
 
     def _records(self, answer: dns.resolver.Answer) -> Records:
@@ -216,7 +216,7 @@ class Resolver:
     async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | NoDomain | DnsTrouble:
         """An empty answer is an answer."""
         try:
-            return await self._resolver.resolve(_absolute(name), kind, raise_on_no_answer=False, search=False)
+            return await self._resolver.resolve(absolute(name), kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN as error:
             responses: dict[dns.name.Name, dns.message.Message] = error.responses()  # type: ignore[no-untyped-call]
             return NoDomain(all(self._secure(response) for response in responses.values()))
@@ -229,7 +229,8 @@ class Resolver:
 
 
 @lru_cache(CACHED_ANSWERS)  # takes longer than to find the answer
-def _absolute(name: str) -> dns.name.Name:
+def absolute(name: str) -> dns.name.Name:
+    """The name, parsed. Raises DNSException or ValueError where it is none."""
     return dns.name.from_text(name)
 
 

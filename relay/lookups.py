@@ -12,9 +12,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import dns.exception
-import dns.name
 
-from relay.dns import DnsTrouble, NoDomain, Records, Resolver
+from relay.dns import DnsTrouble, NoDomain, Records, Resolver, absolute
 
 Answer = Records | NoDomain | DnsTrouble
 Ask = Callable[[str, str], Coroutine[Any, Any, Answer]]
@@ -104,7 +103,7 @@ def is_name(text: str) -> bool:
 @lru_cache(1024)
 def _is_name(text: str) -> bool:
     try:
-        dns.name.from_text(text)
+        absolute(text)
     except (dns.exception.DNSException, ValueError):
         return False
     return True

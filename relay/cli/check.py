@@ -15,7 +15,7 @@ from relay.cli.language import t
 from relay.cli.options import changing, json_option, reason_option, rules, settings
 from relay.cli.output import WIDEST_LAST, emit, printable
 from relay.config import Config
-from rules.peer import networks
+from rules.peer import is_trusted, networks
 from rules.ruleset import RuleSet
 
 LEAST_FREE = 0.05
@@ -250,7 +250,6 @@ def _antivirus(config: Config) -> Iterator[Finding]:
 def _milter(config: Config) -> Iterator[Finding]:
     """Whoever can connect there is believed: it says which client it speaks for, and that it is trusted."""
     from relay.config import milter_place
-    from rules.peer import is_trusted, networks
 
     loopback = networks(("127.0.0.0/8", "::1/128"))
     for text in config.milter.listen:

@@ -20,7 +20,7 @@ from tests.crash.audit import Books
 from tests.crash.ledger import Halfway, Ledger, Letter, by_data, post
 from tests.crash.strace import DIES_WITHIN, Point, attached
 from tests.support.collector import Collector
-from tests.support.program import LOOK_EVERY, Program, ProgramFailed
+from tests.support.program import LOOK_EVERY, Program, ProgramFailed, open_files
 from tests.support.relay import Relay
 
 CLIENT = "macon-dupont"
@@ -86,7 +86,7 @@ class Site:
     @property
     def segment(self) -> Path:
         """The one the relay has open to append to. A command that ran meanwhile may have left a newer one of its own."""
-        opened = [link.resolve() for link in Path(f"/proc/{self.relay.program.pid}/fd").iterdir()]
+        opened = map(Path, open_files(self.relay.program.pid))
         return max(path for path in opened if path.parent == self.segments.resolve())
 
     @property

@@ -4,7 +4,6 @@ import os
 import signal
 import smtplib
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,26 +14,23 @@ import pytest
 from rules import replies
 from tests.support import debian
 from tests.support import documents as made
+from tests.support.behind import INVOICE, SENDER, THEIRS, Behind, until
 from tests.support.clients import mail
 from tests.support.collector import Collector, Received
-from tests.support.milterpost import OTHERS, mail_server
+from tests.support.milterpost import mail_server
 from tests.support.mta import Mta
 from tests.support.partner import DOMAINS
-from tests.support.program import LOOK_EVERY, free_port
+from tests.support.program import free_port
 from tests.support.relay import Relay
 
-SENDER, THEIRS = "compta@cabinet.example", f"paul@{OTHERS}"
 STRANGER = "192.0.2.7"
-INVOICE = ("facture.pdf", "application/pdf", made.pdf())
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Site(Behind):
     """The mail server in front, the relay behind it, and the collector far away."""
 
-    relay: Relay
     server: Collector
-    collector: Collector
 
     @contextmanager
     def session(self, peer: str = "") -> Iterator[smtplib.SMTP]:
@@ -45,19 +41,6 @@ class Site:
                 assert client.docmd("XCLIENT", f"ADDR={peer} NAME=[UNAVAILABLE]")[0] == 220
                 client.ehlo("cabinet.example")
             yield client
-
-    def send(self, *recipients: str, message: bytes = b"", peer: str = "") -> bytes:
-        """A mail that is accepted for every recipient; what was sent."""
-        message = message or mail(SENDER, recipients, INVOICE)
-        with self.session(peer) as client:
-            assert client.sendmail(SENDER, recipients, message) == {}
-        return message
-
-    def states(self, recipient: str) -> list[str]:
-        return [row["state"] for row in self.relay.json("queue", "list") if row["recipient"] == recipient]
-
-    def filed(self, client: str) -> list[Path]:
-        return list((self.relay.ged / client / "Ventes").rglob("*.pdf"))
 
 
 def start(folder: Path, mode: str) -> Iterator[Site]:
@@ -75,7 +58,7 @@ def start(folder: Path, mode: str) -> Iterator[Site]:
     try:
         for name in ("Dupont", "Durand"):
             relay.client(name)
-        yield Site(relay.start(), server, collector)
+        yield Site(relay.start(), collector, server)
     finally:
         for part in (relay, server, collector):
             part.stop()
@@ -84,13 +67,6 @@ def start(folder: Path, mode: str) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     yield from start(tmp_path_factory.mktemp("take"), "take")
-
-
-def until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(LOOK_EVERY)
 
 
 # --- mode "take" ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,7 @@
 import re
 import smtplib
 import ssl
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,45 +13,28 @@ import trustme
 
 from rules import replies
 from tests.support import documents as made
+from tests.support.behind import INVOICE, OTHERS, SENDER, THEIRS, Behind, until
 from tests.support.clients import mail
 from tests.support.collector import Collector, Received
 from tests.support.partner import DOMAINS
-from tests.support.program import LOOK_EVERY, free_port
+from tests.support.program import free_port
 from tests.support.relay import Relay
 from tests.support.sendmail import Neighbours, Sendmail
 
-OTHERS = "dupont.example"  # whose mail is the mail server's affair
-SENDER, THEIRS = "compta@cabinet.example", f"paul@{OTHERS}"
 STRANGER = "127.0.0.7"  # not among the trusted networks here
-INVOICE = ("facture.pdf", "application/pdf", made.pdf())
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Site(Behind):
     """The mail server in front, the relay behind it, and the collector far away, which has the mail of OTHERS too."""
 
-    relay: Relay
     server: Sendmail
-    collector: Collector
 
     @contextmanager
-    def session(self, peer: str = "127.0.0.1") -> Iterator[smtplib.SMTP]:
-        with smtplib.SMTP("127.0.0.1", self.server.port, timeout=60, source_address=(peer, 0)) as client:
+    def session(self, peer: str = "") -> Iterator[smtplib.SMTP]:
+        with smtplib.SMTP("127.0.0.1", self.server.port, timeout=60, source_address=(peer or "127.0.0.1", 0)) as client:
             client.ehlo("cabinet.example")
             yield client
-
-    def send(self, *recipients: str, message: bytes = b"", peer: str = "127.0.0.1") -> bytes:
-        """A mail that is accepted for every recipient; what was sent."""
-        message = message or mail(SENDER, recipients, INVOICE)
-        with self.session(peer) as client:
-            assert client.sendmail(SENDER, recipients, message) == {}
-        return message
-
-    def states(self, recipient: str) -> list[str]:
-        return [row["state"] for row in self.relay.json("queue", "list") if row["recipient"] == recipient]
-
-    def filed(self, client: str) -> list[Path]:
-        return list((self.relay.ged / client / "Ventes").rglob("*.pdf"))
 
     def arrived(self, *names: str) -> list[Received]:
         """What came for these, whatever their domain."""
@@ -76,7 +58,7 @@ def start(folder: Path, mode: str, authority: trustme.CA) -> Iterator[Site]:
             relay.client(name)
         relay.start()
         server.start()
-        yield Site(relay, server, collector)
+        yield Site(relay, collector, server)
     finally:
         for part in (server, relay, collector):
             part.stop()
@@ -85,13 +67,6 @@ def start(folder: Path, mode: str, authority: trustme.CA) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Iterator[Site]:
     yield from start(tmp_path_factory.mktemp("take"), "take", authority)
-
-
-def until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(LOOK_EVERY)
 
 
 # --- mode "take" ------------------------------------------------------------------------------------------------------

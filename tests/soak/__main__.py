@@ -25,11 +25,11 @@ from relay import clock
 from tests.crash import audit
 from tests.crash.site import until
 from tests.soak import books, chart, faults, tables, verdict
-from tests.soak.samples import Sampler, descriptors, open_files
+from tests.soak.samples import Sampler, descriptors
 from tests.soak.site import Site
 from tests.soak.traffic import Account, Generator, Kind, Stream, kinds
 from tests.soak.verdict import Line
-from tests.support.program import ProgramFailed
+from tests.support.program import ProgramFailed, open_files
 
 OUT = Path(__file__).resolve().parents[2] / "build" / "soak"
 WARM = 3.0  # seconds of a little of everything before the soak
@@ -116,7 +116,7 @@ class Soak:
         warming = generator.command(site.relay.port, rate=min(rate, 50), seconds=WARM, first=0)
         Stream(warming, account, began=math.inf).wait(120)
         at_rest(site)
-        before, files = descriptors(site.group.pids()), Counter(open_files(site.group.pids()))
+        before, files = descriptors(site.group.pids()), Counter(open_files(*site.group.pids()))
         began, stamp = time.monotonic(), clock.stamp(clock.now())
         sampler = Sampler(site, account, began=began)
         parts = 6 if seconds >= 100 else 1
@@ -133,7 +133,7 @@ class Soak:
             at_rest(site)
         except ProgramFailed as error:
             rested = str(error)
-        after, left = descriptors(site.group.pids()), Counter(open_files(site.group.pids()))
+        after, left = descriptors(site.group.pids()), Counter(open_files(*site.group.pids()))
         self.facts["descriptors"] = {
             "more": sorted((left - files).elements()),
             "less": sorted((files - left).elements()),
@@ -234,7 +234,7 @@ def at_rest(site: Site) -> None:
         """Three looks alike, a moment apart."""
         time.sleep(0.5)
         seen.append(descriptors(site.group.pids()))
-        running = str(site.data / "run.lock") in open_files(site.group.pids())
+        running = str(site.data / "run.lock") in open_files(*site.group.pids())
         return not running and len(seen) > 2 and seen[-1] == seen[-2] == seen[-3]
 
     until(still, "close its connections", timeout=60)

@@ -17,6 +17,7 @@ import pysqlite3.dbapi2 as sqlite3
 
 from tests.soak.site import Site
 from tests.soak.traffic import Account, percentile
+from tests.support.program import links
 
 _QUEUE = "SELECT state, count(*) FROM delivery WHERE state IN ('waiting', 'sending', 'filing', 'held') GROUP BY state"
 
@@ -100,31 +101,12 @@ def descriptors(pids: set[int]) -> Counter[str]:
     """How many descriptors the processes have: sockets, and all the rest."""
     found: Counter[str] = Counter()
     for pid in pids:
-        for link in _names(Path(f"/proc/{pid}/fd")):
+        for link in links(pid):
             try:
                 found["socket" if stat.S_ISSOCK(os.stat(link).st_mode) else "file"] += 1
             except OSError:
                 pass  # closed meanwhile
     return found
-
-
-def open_files(pids: set[int]) -> list[str]:
-    """What the descriptors are, sorted; for who wants to know which one has stayed open."""
-    found = []
-    for pid in pids:
-        for link in _names(Path(f"/proc/{pid}/fd")):
-            try:
-                found.append(os.readlink(link))
-            except OSError:
-                pass  # closed meanwhile
-    return sorted(found)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return [str(folder / name) for name in os.listdir(folder)]
-    except OSError:
-        return []
 
 
 def _files(folder: Path) -> Iterator[Path]:

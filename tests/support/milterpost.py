@@ -6,10 +6,10 @@ filter's address alone is changed in the snippet, for each test has a port of it
 
 from pathlib import Path
 
+from tests.support.behind import OTHERS
 from tests.support.collector import Collector
 
 SNIPPETS = Path(__file__).resolve().parents[2] / "deploy/postfix"
-OTHERS = "dupont.example"  # whose mail stays with the mail server
 
 
 def snippet(mode: str) -> dict[str, str]:

@@ -116,6 +116,26 @@ def tail(path: Path, *, lines: int = 40) -> str:
     return "\n".join(path.read_text(errors="backslashreplace").splitlines()[-lines:])
 
 
+def links(pid: int) -> list[str]:
+    """Its descriptors, as links in /proc; none once it is gone."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        return [f"{folder}/{name}" for name in os.listdir(folder)]
+    except OSError:
+        return []
+
+
+def open_files(*pids: int) -> list[str]:
+    """What the descriptors of the processes are, sorted."""
+    found = []
+    for link in (link for pid in pids for link in links(pid)):
+        try:
+            found.append(os.readlink(link))
+        except OSError:
+            pass  # closed meanwhile
+    return sorted(found)
+
+
 def free_port(address: str = "127.0.0.1") -> int:
     """A port nobody has on `address`, for TCP and for UDP."""
     while True:
