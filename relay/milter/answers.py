@@ -159,14 +159,13 @@ _QUIET: dict[type[Command], Steps] = {
 }
 
 
-def awaits_answer(command: Command, agreed: Steps) -> bool:
-    """Does the MTA wait for a word on this packet?
+def answered(agreed: Steps) -> frozenset[type[Command]]:
+    """The packets that the MTA waits for a word on.
 
-    >>> awaits_answer(Body(b"%PDF"), Steps.QUIET_BODY), awaits_answer(Data(), Steps.QUIET_BODY)
+    >>> Body in answered(Steps.QUIET_BODY), Data in answered(Steps.QUIET_BODY)
     (False, True)
     """
-    kind = type(command)
-    return bool(MAY_ANSWER[kind]) and not agreed & _QUIET.get(kind, Steps(0))
+    return frozenset(kind for kind, may in MAY_ANSWER.items() if may and not agreed & _QUIET.get(kind, Steps(0)))
 
 
 NEEDED = Actions.DELETE_RECIPIENTS | Actions.ADD_RECIPIENTS | Actions.CHANGE_SENDER | Actions.ADD_HEADERS

@@ -237,22 +237,22 @@ class Packets:
     """Cuts what comes in pieces of any size into packets."""
 
     def __init__(self) -> None:
-        self._waiting = bytearray()
+        self._waiting = b""
 
     def feed(self, data: bytes) -> Iterator[Command]:
         """Every packet that `data` completes. Raises ProtocolError, after the packets before it."""
-        waiting = self._waiting
-        waiting += data
+        waiting = self._waiting + data
         at = 0
         try:
             while len(waiting) - at >= 5:
                 size = int.from_bytes(waiting[at : at + 4])
                 if not 0 < size <= MAX_PACKET:
                     raise ProtocolError(f"packet of {size} octets")
-                if len(waiting) - at < 4 + size:
+                end = at + 4 + size
+                if len(waiting) < end:
                     break
-                letter, body = waiting[at + 4 : at + 5], waiting[at + 5 : at + 4 + size]
-                at += 4 + size
-                yield parse(bytes(letter), bytes(body))
+                letter, body = waiting[at + 4 : at + 5], waiting[at + 5 : end]
+                at = end
+                yield parse(letter, body)
         finally:
-            del waiting[:at]
+            self._waiting = waiting[at:]

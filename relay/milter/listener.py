@@ -1,8 +1,4 @@
-"""The milter's sockets: who may connect, how many at once, and how a connection ends.
-
-Knows alone: that a connection which cannot be understood, or in which we fail, is closed without a verdict: the MTA then
-does what its settings say of a filter that is away, which is to be "try again later" and never "accept".
-"""
+"""The milter's sockets: who may connect, how many at once, and how they end when the relay stops."""
 
 import asyncio
 import contextlib
@@ -11,17 +7,12 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from relay import log
 from relay.accept import Intake
 from relay.config import Config, milter_place
-from relay.milter.answers import Answer, render
-from relay.milter.commands import Packets, ProtocolError, Quit
-from relay.milter.session import Session
+from relay.milter.connection import Connection
 
 MAX_CONNECTIONS = 1000
 BACKLOG = 256
-CHUNK = 1 << 16
-SILENT_AT_MOST = 7210.0  # seconds; libmilter's own, longer than an SMTP client may be silent (RFC 5321 §4.5.3.2)
 STOP_WITHIN = 30.0  # seconds for mails in progress
 
 
@@ -68,16 +59,17 @@ class Milter:
         self._intake = intake
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
-        self._connections: dict[asyncio.Task[None], tuple[Session, asyncio.StreamWriter]] = {}
+        self._connections: set[Connection] = set()
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Listens on what `bind` gave."""
+        loop = asyncio.get_running_loop()
         for sock in sockets:
             if sock.family == socket.AF_UNIX:
                 self._paths.append(Path(sock.getsockname()))
-                server = await asyncio.start_unix_server(self._connected, sock=sock, backlog=BACKLOG, limit=CHUNK)
+                server = await loop.create_unix_server(self._connection, sock=sock, backlog=BACKLOG)
             else:
-                server = await asyncio.start_server(self._connected, sock=sock, backlog=BACKLOG, limit=CHUNK)
+                server = await loop.create_server(self._connection, sock=sock, backlog=BACKLOG)
             self._servers.append(server)
 
     async def stop(self) -> None:
@@ -90,51 +82,19 @@ class Milter:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + STOP_WITHIN
         while self._connections and loop.time() < deadline:
-            for session, writer in self._connections.values():
-                if session.idle:
-                    writer.close()
+            for connection in list(self._connections):
+                if connection.idle:
+                    connection.close()
             await asyncio.sleep(0.05)
-        late = list(self._connections)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        for late in list(self._connections):
+            late.give_up()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        session = Session(self._intake, lambda answer: _write(writer, answer))
+    def _connection(self) -> Connection:
+        return Connection(self._intake, begun=self._begin, ended=self._connections.discard)
+
+    def _begin(self, connection: Connection) -> bool:
+        """Is there room for it?"""
         if len(self._connections) >= MAX_CONNECTIONS:
-            writer.close()
-            return
-        self._connections[task] = session, writer
-        try:
-            await _converse(session, reader, writer)
-        except (OSError, TimeoutError):
-            pass  # the MTA is gone, or silent for longer than any client may be
-        except ProtocolError as error:
-            log.milter_broken(str(error))
-        except Exception as error:
-            log.trouble("milter", error)
-        finally:
-            session.drop_mail()
-            del self._connections[task]
-            writer.close()
-
-
-def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
-    writer.write(render(answer))
-
-
-async def _converse(session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until QUIT or the end of the connection. A connection that broke is not ended by a verdict."""
-    packets = Packets()
-    while True:
-        async with asyncio.timeout(SILENT_AT_MOST):
-            data = await reader.read(CHUNK)
-        if not data:
-            return
-        for command in packets.feed(data):
-            if isinstance(command, Quit):
-                return
-            await session.take(command)
-        await writer.drain()
+            return False
+        self._connections.add(connection)
+        return True

@@ -9,8 +9,9 @@ and refuses the message afterwards is not heard of: we stand last.
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from relay import log
 from relay.accept import MAX_RECIPIENTS, Intake, Transaction
@@ -32,6 +33,7 @@ from relay.store.intake import NewDelivery
 from rules import path, replies
 from rules.replies import Reply
 
+Later = Coroutine[Any, Any, Answer]
 PROGRESS_EVERY = 5.0  # seconds; Postfix's patience is milter_content_timeout, sendmail's the milter's own T=
 
 
@@ -61,7 +63,7 @@ class Mail:
 
     # --- recipients -------------------------------------------------------------------------------------------------
 
-    async def recipient(self, argument: bytes) -> Answer:
+    def recipient(self, argument: bytes) -> Answer | Later:
         """One RCPT: judged where it is ours, else none of our business."""
         if self._shown:
             raise ProtocolError("a recipient after the mail's first octet: it would be told yes, and nothing be stored")
@@ -70,10 +72,22 @@ class Mail:
             self._others += 1
             return Continue()
         try:
-            judged = await self._judge(found)
+            judged = self._judge(found)
         except Exception as error:
             log.trouble("milter", error)
             judged = replies.TROUBLE
+        if isinstance(judged, Coroutine):
+            return self._judged_later(argument, judged)
+        return self._judged(argument, judged)
+
+    async def _judged_later(self, argument: bytes, judged: Coroutine[Any, Any, Recipient | Reply]) -> Answer:
+        try:
+            return self._judged(argument, await judged)
+        except Exception as error:
+            log.trouble("milter", error)
+            return refusal(replies.TROUBLE)
+
+    def _judged(self, argument: bytes, judged: Recipient | Reply) -> Answer:
         if isinstance(judged, Reply):
             return refusal(judged)
         self._ours.append(Ours(argument, judged))
@@ -85,7 +99,7 @@ class Mail:
             return found.domain.lower() == domain
         return leads_to(domain, argument)
 
-    async def _judge(self, found: path.Path | path.Problem) -> Recipient | Reply:
+    def _judge(self, found: path.Path | path.Problem) -> Recipient | Reply | Coroutine[Any, Any, Recipient | Reply]:
         if isinstance(found, path.Problem):
             return path.REPLIES[found]
         if self._envelope is None or self._refused is not None:
@@ -95,7 +109,7 @@ class Mail:
         if len(self._ours) >= MAX_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
         asked = found, self._envelope.peer, self._envelope.sender
-        return self._intake.recipient(*asked) or await self._intake.recipient_again(*asked)
+        return self._intake.recipient(*asked) or self._intake.recipient_again(*asked)
 
     # --- octets -----------------------------------------------------------------------------------------------------
 

@@ -5,15 +5,16 @@ TLS, and that it authenticated. Limits: HELO or EHLO is not told; the protocol o
 called as the MTA calls it: sendmail writes names as xtext (RFC 3461 §4), `a+2Bb` for a+b.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from ipaddress import ip_address
+from typing import Any
 
 from relay.accept import Intake
 from relay.draft import Envelope
 from relay.milter import commands
-from relay.milter.answers import Accept, Answer, Continue, Skip, Steps, agree, awaits_answer
+from relay.milter.answers import Accept, Answer, Continue, Skip, agree, answered
 from relay.milter.commands import Command, ProtocolError
-from relay.milter.mail import Mail, octets
+from relay.milter.mail import Later, Mail, octets
 from rules import path, replies
 from rules.peer import Peer
 from rules.replies import Reply
@@ -25,7 +26,7 @@ class Session:
     def __init__(self, intake: Intake, say: Callable[[Answer], None]) -> None:
         self._intake = intake
         self._say = say
-        self._steps: Steps | None = None
+        self._answered: frozenset[type[Command]] | None = None  # what the MTA waits for a word on, once that is agreed
         self._mail: Mail | None = None
         self._new_client()
 
@@ -39,33 +40,42 @@ class Session:
         """Between mails: nothing is lost if the connection ends now."""
         return self._mail is None
 
-    async def take(self, command: Command) -> None:
-        """Answers `command`, if it is one to be answered. ProtocolError where it has no place here."""
-        if self._steps is None:
+    def take(self, command: Command) -> Coroutine[Any, Any, None] | None:
+        """Answers `command`, if it is one to be answered: at once, or by what is given back, which is to be waited for.
+
+        ProtocolError where it has no place here.
+        """
+        if self._answered is None:
             self._negotiate(command)
-            return
-        answer = await self._answer(command)
-        if awaits_answer(command, self._steps):
+            return None
+        answer = self._answer(command)
+        if isinstance(answer, Coroutine):
+            return self._say_later(answer)
+        if type(command) in self._answered:
             self._say(answer)
+        return None
+
+    async def _say_later(self, answer: Later) -> None:
+        self._say(await answer)
 
     def _negotiate(self, command: Command) -> None:
         if not isinstance(command, commands.Negotiate):
             raise ProtocolError("a packet before the negotiation")
         agreed = agree(command)
-        self._steps = agreed.steps
+        self._answered = answered(agreed.steps)
         self._say(agreed)
 
-    async def _answer(self, command: Command) -> Answer:
+    def _answer(self, command: Command) -> Answer | Later:
         match command:
-            case commands.Rcpt(recipient):
-                return await self._begun().recipient(recipient)
-            case commands.Data():
-                return self._data()
             case commands.Body(chunk):
                 self._begun().feed(chunk)
                 return Continue() if self._begun().wants_more else Skip()
+            case commands.Rcpt(recipient):
+                return self._begun().recipient(recipient)
+            case commands.Data():
+                return self._data()
             case commands.EndOfMessage(chunk):
-                return await self._end(chunk)
+                return self._end(chunk)
             case _:
                 self._hear(command)
         return Continue()

@@ -15,6 +15,7 @@ from miltertest import MilterConnection, constants
 
 from relay import config as configuration
 from relay.accept import Intake
+from relay.milter import connection as connecting
 from relay.milter import listener as listening
 from relay.milter import mail as mails
 from relay.milter.listener import Milter, bind
@@ -437,7 +438,7 @@ def test_more_connections_than_there_is_room_for(door: Door, monkeypatch: pytest
 
 
 def test_an_mta_that_is_silent_for_too_long(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "SILENT_AT_MOST", 0.05)
+    monkeypatch.setattr(connecting, "SILENT_AT_MOST", 0.05)
     with door.client() as mta, pytest.raises(ConnectionError):
         mta.answer()
 
