@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay import spool as spooling
-from relay.spool import SMALL, Spool, SpoolError, write_new
+from relay.spool import AHEAD, SHORT, SMALL, Spool, SpoolError, write_new
 
 DAY = "2026-11-24"
 
@@ -65,6 +65,24 @@ def test_after_a_failed_write_nothing_is_added_behind_what_it_left(spool: Spool)
     assert content(spool, before) == b"before"
     assert content(spool, after) == b"after"
     assert after.split("/")[1] == "segment2"
+
+
+def test_a_segment_with_zeros_ahead_is_as_good_as_one_without(spool: Spool, tmp_path: Path) -> None:
+    sizes = [size for size in (3000, 1, SHORT, 20_000, SHORT + 1, 7, 3 * AHEAD, 10) for _ in range(9)]
+    bodies = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    keys = [spool.append([body])[0] for body in bodies]
+    assert [content(spool, key) for key in keys] == bodies
+    (segment,) = (tmp_path / "spool/segments").iterdir()
+    written, ahead = segment.read_bytes()[: sum(sizes)], segment.read_bytes()[sum(sizes) :]
+    assert written == b"".join(bodies)
+    assert len(ahead) <= AHEAD and not any(ahead)
+
+
+def test_no_room_for_zeros_is_room_enough(spool: Spool) -> None:
+    keys = spool.append([b"a" * 500])
+    with files_no_larger_than(1000):
+        keys += spool.append([b"b" * 500])
+    assert [content(spool, key) for key in keys] == [b"a" * 500, b"b" * 500]
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL, SMALL + 1, 3 * SMALL])
