@@ -39,7 +39,7 @@ class Notices:
 
     async def tell_senders(self) -> notices.Untold:
         """A DSN for each mail that failed, if its sender is to be told; the history says which and why not."""
-        untold = notices.untold(self._db)
+        untold = await asyncio.to_thread(notices.untold, self._db)
         mails: dict[str, list[notices.Failure]] = {}
         for failure in untold.failures:
             if failure.taken.message is not None:  # else a deposit, or a notice of ours

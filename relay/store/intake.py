@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from sqlite_utils import Database
 
-from relay import clock
+from relay import clock, ids
 from relay.store.database import marks, one, rows
 from relay.store.directory import FOREIGN, set_meta
 from relay.store.events import Event, encode, write
@@ -333,5 +333,6 @@ def record_refusal(db: Database, refusal: Refusal) -> None:
 
 def forget_refusals(db: Database, at: str, at_once: int) -> None:
     """What is past its ninety days by `at`; inside the caller's transaction."""
-    oldest = clock.stamp(clock.instant(at) - REFUSALS_KEPT)
-    db.conn.execute("DELETE FROM refusal WHERE id IN (SELECT id FROM refusal WHERE at < ? LIMIT ?)", (oldest, at_once))
+    oldest = clock.instant(at) - REFUSALS_KEPT
+    sql = "DELETE FROM refusal WHERE id IN (SELECT id FROM refusal WHERE id < ? AND at < ? LIMIT ?)"
+    db.conn.execute(sql, (ids.least(oldest), clock.stamp(oldest), at_once))  # an id is as old as its row, and indexed

@@ -30,7 +30,8 @@ class Untold:
     latest: str  # for `told`
 
 
-_FAILED = """SELECT e.delivery, coalesce(e.detail ->> 'reply', '') FROM event e JOIN delivery d ON d.id = e.delivery
+# By the events since then (CROSS JOIN keeps that order), which are few and fresh, not by all that ever failed.
+_FAILED = """SELECT e.delivery, coalesce(e.detail ->> 'reply', '') FROM event e CROSS JOIN delivery d ON d.id = e.delivery
 WHERE e.id > ? AND e.id <= ? AND e.event = 'failed' AND d.state = 'failed'
 AND NOT EXISTS (SELECT 1 FROM event n
                 WHERE n.delivery = e.delivery AND n.id > e.id AND n.event IN ('notified', 'not-notified', 'resent'))
@@ -38,7 +39,10 @@ ORDER BY e.id"""
 
 
 def untold(db: Database) -> Untold:
-    """The sendings that failed since the last run that came to its end, and were not tried or sent again since."""
+    """The sendings that failed since the last run that came to its end, and were not tried or sent again since.
+
+    Reads what has happened since: for a thread.
+    """
     latest = _latest(db)
     found: dict[str, str] = dict(rows(db, _FAILED, (int(meta(db, TOLD) or latest), int(latest))))
     failures = [Failure(as_claimed(db, delivery), reply) for delivery, reply in found.items()]

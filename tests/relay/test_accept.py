@@ -138,8 +138,9 @@ def test_a_mail_refused_for_its_structure_leaves_a_trace_too(relay: Inside) -> N
 def test_refusals_are_kept_for_ninety_days(relay: Inside) -> None:
     for days in (91, 89):
         relay.take(mail(SENDER, MEG, ARCHIVE), MEG)
-        past = clock.stamp(datetime.now(UTC) - timedelta(days=days))
-        relay.change("UPDATE refusal SET at = ? WHERE at = (SELECT max(at) FROM refusal)", past)
+        past = datetime.now(UTC) - timedelta(days=days)
+        newest = "UPDATE refusal SET at = ?, id = ? WHERE at = (SELECT max(at) FROM refusal)"
+        relay.change(newest, clock.stamp(past), ids.new(past))
     relay.take(mail(SENDER, MEG, ARCHIVE), MEG)
     relay.do(lambda db: intake.forget_refusals(db, clock.stamp(datetime.now(UTC)), 500))  # as after each run
     assert len(relay.rows("SELECT id FROM refusal")) == 2

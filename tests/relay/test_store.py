@@ -17,7 +17,18 @@ import pytest
 from sqlite_utils import Database
 
 from relay import clock
-from relay.store import connections, delivery, deposits, directory, intake, listing, restore, retention
+from relay.store import (
+    connections,
+    delivery,
+    deposits,
+    directory,
+    intake,
+    listing,
+    notices,
+    restore,
+    retention,
+    throttles,
+)
 from relay.store.connections import Connection
 from relay.store.database import (
     CHECKPOINT,
@@ -881,3 +892,21 @@ def test_claims_and_pages_walk_an_index_however_long_the_queue(db: Database) -> 
         scans = [part for part in found.split("; ") if part.startswith("SCAN") and not part.startswith(small)]
         in_order = re.search(r"ORDER BY ([df]\.id DESC|i\.connection).*LIMIT", sql) and "TEMP B-TREE FOR" not in found
         assert not scans or in_order, f"{sql}\n{found}"
+
+
+def test_what_a_run_asks_last_walks_an_index_however_long_the_history(db: Database) -> None:
+    asked: list[tuple[str, str]] = []
+    at = clock.stamp(NOON)
+    notices.begin(db)
+    db.conn.set_trace_callback(lambda sql: asked.append((sql, plan(db, sql, ()))) if "EXPLAIN" not in sql else None)
+    notices.untold(db)
+    retention.forget_bodies(db, at, at, 10)
+    retention.is_segment_free(db, "seg")
+    throttles.forget(db, at, 10)
+    intake.forget_refusals(db, at, 10)
+    db.conn.set_trace_callback(None)
+    assert len(asked) > 5
+    for sql, found in asked:
+        assert not re.search(r"SCAN (?!CONSTANT ROW)", found), f"{sql}\n{found}"
+    (untold,) = (found for sql, found in asked if "'failed'" in sql)
+    assert untold.startswith("SEARCH e USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"), "by what happened since"
