@@ -78,8 +78,10 @@ def merge_listing(db: Database, root: str, folders: Sequence[Folder], at: str) -
 
     A folder known by its identity under another name was renamed: its old slugs stay as aliases. Two folders with one slug
     make that slug ambiguous. What is gone keeps its row: a slug is never silently given to another folder. A root that lost
-    over half its clients at once is a mount that failed, and nothing is concluded from it.
+    over half its clients at once is a mount that failed, and nothing is concluded from it. What is as it was is not written
+    again, nor read again by anybody: it is looked at in every run.
     """
+    changes = db.conn.total_changes
     before = {client.slug: client for client in clients(db)}
     there = {folder.identity for folder in folders}
     listed = [client for client in before.values() if client.state == "listed"]
@@ -101,11 +103,12 @@ def merge_listing(db: Database, root: str, folders: Sequence[Folder], at: str) -
             db.conn.execute(
                 "UPDATE OR IGNORE connection SET client = ? WHERE client = ? AND removed_at IS NULL", (new, slug)
             )
-        elif slug not in by_slug and client.state != "added":
+        elif slug not in by_slug and client.state not in ("added", "gone"):
             db.conn.execute("UPDATE client SET state = 'gone' WHERE slug = ?", (slug,))
+    if db.conn.total_changes > changes or not meta(db, CLIENTS_LISTED):
+        touch(db)
     set_meta(db, CLIENTS_LISTED, at)
     set_meta(db, GED_ROOT, root)
-    touch(db)
 
 
 def _put(db: Database, slug: str, found: Sequence[Folder], same: Client | None, renamed: Client | None) -> None:
@@ -116,7 +119,8 @@ def _put(db: Database, slug: str, found: Sequence[Folder], same: Client | None, 
         fiscal_year_end = fiscal_year_end or renamed.fiscal_year_end
     state = "ambiguous" if len(found) > 1 else "listed"
     client = Client(slug, found[0].name, tuple(aliases), fiscal_year_end, state, found[0].identity)
-    put_client(db, client)
+    if client != same:
+        put_client(db, client)
 
 
 def put_client(db: Database, client: Client) -> None:

@@ -675,6 +675,22 @@ def test_every_change_of_the_lists_is_told_to_other_processes(db: Database, conn
     assert directory.registered(db)["meg+dupont"].collector == COLLECTOR
 
 
+def test_the_first_listing_is_a_change_even_of_an_empty_root(db: Database) -> None:
+    merge(db)
+    assert directory.meta(db, directory.GENERATION) == "1"
+
+
+def test_a_root_that_is_as_it_was_writes_no_client_and_tells_nobody(db: Database) -> None:
+    merge(db, A="1", B="2", C="3", D="4")
+    merge(db, A="1", B="2", C="3")  # one is gone, and stays so
+    before, written = directory.meta(db, directory.GENERATION), []
+    db.conn.set_trace_callback(written.append)
+    merge(db, A="1", B="2", C="3")
+    db.conn.set_trace_callback(None)
+    assert directory.meta(db, directory.GENERATION) == before
+    assert not [sql for sql in written if re.match(r"INSERT INTO client|UPDATE client", sql)]
+
+
 # --- listings ---------------------------------------------------------------------------------------------------------
 
 
