@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from pysqlite3.dbapi2 import OperationalError
 from sqlite_utils import Database
@@ -377,14 +378,17 @@ class Sender:
         """What was due and not tried: the host is away, or the run's time is over."""
         why = host.stopped or outcomes.of_fault("connect", Fault.TIMEOUT, END_OF_RUN)
         now = clock.now()
-        put_off = await self._writer.write(
-            lambda db, _: delivery.defer_domain(
-                db, host.domain, run=self.run, horizon=self._horizon, reply=why.reply, now=now, pace=self._pace
-            )
-        )
-        self.tally.deferred += put_off.waiting
-        self.tally.failed += len(put_off.given_up)
-        self.tally.warned += put_off.warned
+
+        def some(first: str) -> "asyncio.Future[delivery.PutOff]":
+            defer = partial(delivery.defer_domain, run=self.run, horizon=self._horizon, reply=why.reply, now=now)
+            return self._writer.write(lambda db, _: defer(db, host.domain, first=first, pace=self._pace))
+
+        put_off = await some("")
+        while put_off.last is not None:
+            self.tally.deferred += put_off.waiting
+            self.tally.failed += len(put_off.given_up)
+            self.tally.warned += put_off.warned
+            put_off = await some(put_off.last)
 
 
 async def _hand_over(host: _Host, made: Sequence[_Ready]) -> None:

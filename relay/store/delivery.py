@@ -286,38 +286,45 @@ _EVENT = {
 }
 
 
+PUT_OFF_AT_ONCE = 500  # in one transaction: it is written where mail is taken, and a long queue would stop that
+
+
 @dataclass(frozen=True, slots=True)
 class PutOff:
-    """What a host that is away did to what was due for it."""
+    """What a host that is away did to some of what was due for it, up to collector `last`; None when there is no more."""
 
+    last: str | None
     waiting: int
     given_up: tuple[Claimed, ...]
     warned: tuple[str, ...]
 
 
-_DUE_THERE = "kind = 'send' AND domain = ? AND state = 'waiting' AND due_at <= ? AND (claim IS NULL OR claim <> ?)"
+_DUE_THERE = """
+SELECT id, target, expires_at, NOT warned AND created_at <= ? AND route <> 'warning' FROM delivery
+WHERE kind = 'send' AND domain = ? AND target >= ? AND state = 'waiting' AND due_at <= ? AND (claim IS NULL OR claim <> ?)
+ORDER BY target LIMIT ?"""
 
 
-def defer_domain(db: Database, domain: str, *, run: int, horizon: str, reply: str, now: datetime, pace: Pace) -> PutOff:
+def defer_domain(
+    db: Database, domain: str, *, first: str, run: int, horizon: str, reply: str, now: datetime, pace: Pace
+) -> PutOff:
     """The host is away: all that is due for it waits without an attempt, one probe a run being enough.
 
-    What has waited its time is given up here too. Inside a transaction.
+    What has waited its time is given up here too. Inside a transaction; some of it, from collector `first` on.
     """
-    key, at = (domain, horizon, run), clock.stamp(now)
-    found = rows(db, f"SELECT id FROM delivery WHERE {_DUE_THERE} AND expires_at <= ?", (*key, at))
-    given_up = tuple(_given_up(db, row[0], run=run, reply=reply, at=at) for row in found)
-    since = clock.stamp(now - pace.warn_after)
-    late = f"SELECT id FROM delivery WHERE {_DUE_THERE} AND warned = 0 AND created_at <= ? AND route <> 'warning'"
-    warned = tuple(str(row[0]) for row in rows(db, late, (*key, since)))
-    db.conn.executemany("UPDATE delivery SET warned = 1 WHERE id = ?", [(id_,) for id_ in warned])
+    at, since = clock.stamp(now), clock.stamp(now - pace.warn_after)
+    found = rows(db, _DUE_THERE, (since, domain, first, horizon, run, PUT_OFF_AT_ONCE))
+    given_up = tuple(_given_up(db, row[0], run=run, reply=reply, at=at) for row in found if row[2] <= at)
+    waiting = [(str(row[0]), row[3]) for row in found if row[2] > at]
+    warned = tuple(id_ for id_, late in waiting if late)
     write(db, at, "run", [Event("warned", delivery=id_) for id_ in warned])
     due_at = clock.stamp(lifecycle.next_run(now, pace.every))
-    reason = Reason("deferred", {"at": due_at, "reply": reply})
-    waiting = db.conn.execute(
-        f"UPDATE delivery SET due_at = ?, claim = ?, reason = ?, reply = ? WHERE {_DUE_THERE}",
-        (due_at, run, reason_text(reason), reply, *key),
+    reason = reason_text(Reason("deferred", {"at": due_at, "reply": reply}))
+    db.conn.executemany(
+        "UPDATE delivery SET due_at = ?, claim = ?, reason = ?, reply = ?, warned = warned | ? WHERE id = ?",
+        [(due_at, run, reason, reply, late, id_) for id_, late in waiting],
     )
-    return PutOff(waiting.rowcount, given_up, warned)
+    return PutOff(str(found[-1][1]) if found else None, len(waiting), given_up, warned)
 
 
 def as_claimed(db: Database, delivery: str) -> Claimed:

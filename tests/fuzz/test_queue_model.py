@@ -199,7 +199,7 @@ class Queue(RuleBasedStateMachine):
         horizon = clock.stamp(self.now)
         with transaction(self.db):
             put_off = delivery.defer_domain(
-                self.db, domain, run=self.run, horizon=horizon, reply="x", now=self.now, pace=PACE
+                *(self.db, domain), first="", run=self.run, horizon=horizon, reply="x", now=self.now, pace=PACE
             )
         for taken in put_off.given_up:
             assert taken.expires_at <= horizon

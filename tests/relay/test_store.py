@@ -401,17 +401,33 @@ def test_attempts_warning_and_giving_up_over_five_days(db: Database) -> None:
     assert (row["state"], row["reason"]) == ("failed", '{"code": "expired", "days": 5, "reply": "450 later"}')
 
 
+def put_off(db: Database, first: str = "") -> delivery.PutOff:
+    return delivery.defer_domain(
+        *(db, "factures-meg.fr"), first=first, run=1, horizon=clock.stamp(NOON), reply="refused", now=NOON, pace=PACE
+    )
+
+
 def test_a_host_that_is_away_puts_off_all_that_is_due_for_it(db: Database) -> None:
     put(db, mail("m1", COLLECTOR, OTHER, "x@dext.cc"))
     with transaction(db):
-        put_off = delivery.defer_domain(
-            db, "factures-meg.fr", run=1, horizon=clock.stamp(NOON), reply="refused", now=NOON, pace=PACE
-        )
-    assert put_off == delivery.PutOff(2, (), ())
+        assert put_off(db) == delivery.PutOff(OTHER, 2, (), ())
+        assert put_off(db, OTHER) == delivery.PutOff(None, 0, (), ())
     assert states(db) == {"m1-1": "waiting", "m1-2": "waiting", "m1-3": "waiting"}
     due = [column(db, "due_at", f"m1-{n}") for n in (1, 2, 3)]
     assert due == [clock.stamp(NOON + QUARTER)] * 2 + [clock.stamp(NOON)]
     assert column(db, "attempts") == 0
+
+
+def test_what_is_put_off_is_put_off_a_little_at_a_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PUT_OFF_AT_ONCE", 2)
+    put(db, mail("m1", *(f"client-{number}@factures-meg.fr" for number in range(5))))
+    sizes, first = [], ""
+    with transaction(db):
+        while (some := put_off(db, first)).last is not None:
+            sizes.append(some.waiting)
+            first = some.last
+    assert sizes == [2, 2, 1]
+    assert {row[0] for row in rows(db, "SELECT due_at FROM delivery")} == {clock.stamp(NOON + QUARTER)}
 
 
 # --- the postmaster's word --------------------------------------------------------------------------------------------
@@ -915,6 +931,7 @@ def test_what_a_run_asks_last_walks_an_index_however_long_the_history(db: Databa
     at = clock.stamp(NOON)
     notices.begin(db)
     db.conn.set_trace_callback(lambda sql: asked.append((sql, plan(db, sql, ()))) if "EXPLAIN" not in sql else None)
+    put_off(db)
     notices.untold(db)
     retention.forget_bodies(db, at, at, 10)
     retention.is_segment_free(db, "seg")
@@ -923,6 +940,6 @@ def test_what_a_run_asks_last_walks_an_index_however_long_the_history(db: Databa
     db.conn.set_trace_callback(None)
     assert len(asked) > 5
     for sql, found in asked:
-        assert not re.search(r"SCAN (?!CONSTANT ROW)", found), f"{sql}\n{found}"
+        assert not re.search(r"SCAN (?!CONSTANT ROW)|TEMP B-TREE", found), f"{sql}\n{found}"
     (untold,) = (found for sql, found in asked if "'failed'" in sql)
     assert untold.startswith("SEARCH e USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"), "by what happened since"
