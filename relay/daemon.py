@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from relay import care, clock, flush, ids, log, sign
+from relay import care, clock, flush, ids, log, memory, sign
 from relay.accept import Intake
 from relay.commit import Writer
 from relay.config import Config, load_rules
@@ -170,6 +170,7 @@ def _alone(data: Path) -> contextlib.AbstractContextManager[int]:
 
 async def serve(config: Config, *, reload: Callable[[], Config], welcome: Callable[[list[str]], None]) -> None:
     """Until SIGTERM or SIGINT. `welcome` is told the addresses once mail is taken."""
+    memory.share_arenas()
     os.umask(os.umask(0o077) & 0o077)  # what we make says who may read it; its owner always may
     asyncio.get_running_loop().set_exception_handler(log.astray)
     ruleset = load_rules(config)

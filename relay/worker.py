@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from relay import clock, ids, log
+from relay import clock, ids, log, memory
 from relay.accept import Intake
 from relay.channel import Channel
 from relay.commit import Change
@@ -153,6 +153,7 @@ def main() -> None:
     """Arguments: the number of the channel's inherited descriptor, then the kind and number of each door's."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or systemd signals every process
+    memory.share_arenas()
     channel = socket.socket(fileno=int(sys.argv[1]))
     doors = [_door(*told.split("=")) for told in sys.argv[2:]]
     log.set_up()
