@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from relay import care, clock, throttles
+from relay import care, clock, ids, throttles
 from relay import config as configuration
 from relay.accept import Intake
 from relay.cli import cli
@@ -493,7 +493,8 @@ def test_rows_go_after_ninety_days(at_door: Door) -> None:
         news = [store.Held(Subject("peer", ip), at, at, 1) for ip, at in ((STRANGER, old), (OTHER, young))]
         await site.tools.writer.write(lambda db, _: store.record(db, news))
         for at in (old, young):
-            refusal = intake.Refusal(at, at, STRANGER, "far.test", SENDER, (), "", (), "554 5.6.1 archive ZIP")
+            id_ = ids.new(clock.instant(at))
+            refusal = intake.Refusal(id_, at, STRANGER, "far.test", SENDER, (), "", (), "554 5.6.1 archive ZIP")
             await site.tools.writer.write(partial(lambda db, _, new: intake.record_refusal(db, new), new=refusal))
         until = clock.now() + timedelta(minutes=1)
         tools = site.tools
