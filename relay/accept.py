@@ -26,6 +26,7 @@ from relay.draft import Draft, Envelope, Judged, Recipient, message_id
 from relay.examine import examine, is_only_text, seekable
 from relay.mime import Message, Part, Scanner
 from relay.mime import decoded as decoded_part
+from relay.spf import Client
 from relay.spool import Incoming, Spool
 from relay.store import intake
 from relay.store.database import Anchor, is_busy
@@ -283,9 +284,7 @@ class Transaction:
 
     async def _ask(self, message: Message) -> Authentication:
         mail = Mail(
-            peer=self._envelope.peer.ip,
-            helo=self._envelope.helo,
-            sender=self._envelope.sender,
+            Client(self._envelope.peer.ip, self._envelope.helo, self._envelope.sender),
             header_end=message.header_end,
             size=message.size,
             read=self._incoming.read,

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import copy
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
+import dns.rcode
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
@@ -31,6 +33,7 @@ LIFETIME = 5.0  # seconds for one question, all servers and retries counted
 PROBE_LIFETIME = 2.0
 RESOLV_CONF = "/etc/resolv.conf"
 CACHED_ANSWERS = 10_000
+AT_HAND = 1_000  # of them, as values: to find one and make it a value takes ten times as long
 STUBS = (
     "127.0.0.53",
     "127.0.0.54",
@@ -121,6 +124,7 @@ class Resolver:
         self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 §5.7: who asks so is told what was validated
         self._local = all(map(_is_loopback, self._resolver.nameservers))
         self._resolver.cache = dns.resolver.LRUCache(CACHED_ANSWERS)
+        self._at_hand: dict[tuple[str, str], tuple[float, Records | NoDomain]] = {}  # until when each is true
         self._shuffle = shuffle
 
     async def mx(self, domain: str) -> MxHosts | NullMx | NoDomain | DnsTrouble:
@@ -155,14 +159,28 @@ class Resolver:
 
     def cached(self, name: str, kind: str) -> Records | NoDomain | None:
         """What `records` would say without asking anybody; None where it would have to ask. ValueError for no name."""
-        key, cache = absolute(name), self._resolver.cache
+        key = (name, kind)
+        until, found = self._at_hand.get(key, (0.0, None))
+        if found is not None and time.time() < until:
+            return found
+        answer = self._cached(absolute(name), dns.rdatatype.from_text(kind))
+        if answer is None:
+            return None
+        absent = answer.response.rcode() == dns.rcode.NXDOMAIN
+        found = NoDomain(self._secure(answer.response)) if absent else self._records(answer)
+        self._at_hand.pop(key, None)
+        self._at_hand[key] = (answer.expiration, found)
+        if len(self._at_hand) > AT_HAND:
+            del self._at_hand[next(iter(self._at_hand))]  # the oldest
+        return found
+
+    def _cached(self, name: dns.name.Name, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | None:
+        cache = self._resolver.cache
         if cache is None:
             return None
-        answer = cache.get((key, dns.rdatatype.from_text(kind), dns.rdataclass.IN))
-        if answer is not None:  # an empty one is false
-            return self._records(answer)
-        absent = cache.get((key, dns.rdatatype.ANY, dns.rdataclass.IN))  # where dnspython keeps an NXDOMAIN
-        return NoDomain(self._secure(absent.response)) if absent is not None else None
+        answer: dns.resolver.Answer | None = cache.get((name, kind, dns.rdataclass.IN))
+        # An empty one is false, and dnspython keeps an NXDOMAIN as an answer of any type.
+        return cache.get((name, dns.rdatatype.ANY, dns.rdataclass.IN)) if answer is None else answer
 
     def _records(self, answer: dns.resolver.Answer) -> Records:
         return Records(_name(answer.canonical_name), tuple(answer), self._secure(answer.response))

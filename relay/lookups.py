@@ -6,9 +6,8 @@ remembered here. Two labels are taken for a zone: those below "co.uk" share one'
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
 from weakref import WeakValueDictionary
 
 import dns.exception
@@ -16,7 +15,7 @@ import dns.exception
 from relay.dns import DnsTrouble, NoDomain, Records, Resolver, absolute
 
 Answer = Records | NoDomain | DnsTrouble
-Ask = Callable[[str, str], Coroutine[Any, Any, Answer]]
+Known = Callable[[str, str], Answer | None]
 
 AT_ONCE = 64  # lookups in flight
 AT_ONCE_IN_ZONE = 8  # so that a zone that does not answer keeps no other waiting, however much mail names it
@@ -42,31 +41,22 @@ class Lookups:
         if self._probe is not None:
             self._probe.cancel()
 
-    def until(self, deadline: float) -> Ask:
-        """The same, but what has not been answered at `deadline`, by the loop's clock, is trouble."""
-
-        async def ask(name: str, kind: str) -> Answer:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    return await self.ask(name, kind)
-            except TimeoutError:
-                return DnsTrouble(f"{name}/{kind}: no answer in time")
-
-        return ask
-
-    async def ask(self, name: str, kind: str) -> Answer:
-        """What `name` has of `kind`; what cannot be a name does not exist."""
+    def known(self, name: str, kind: str) -> Answer | None:
+        """What `ask` would say without asking anybody; None where it would have to."""
         if not is_name(name):
             return NoDomain()
         key = (name.lower(), kind)
-        now = asyncio.get_running_loop().time()
         until, trouble = self._troubles.get(key, (0.0, None))
-        if trouble is not None and now < until:
+        if trouble is not None and asyncio.get_running_loop().time() < until:
             return trouble
-        if (cached := self._resolver.cached(*key)) is not None:
-            return cached
-        async with self._zone(key[0]), self._slots:
-            return await self._ask(key)
+        return self._resolver.cached(*key)
+
+    async def ask(self, name: str, kind: str) -> Answer:
+        """What `name` has of `kind`; what cannot be a name does not exist."""
+        if (known := self.known(name, kind)) is not None:
+            return known
+        async with self._zone(name.lower()), self._slots:
+            return await self._ask((name.lower(), kind))
 
     def _zone(self, name: str) -> asyncio.Semaphore:
         zone = ".".join(name.removesuffix(".").split(".")[-2:])
@@ -94,6 +84,34 @@ class Lookups:
         """Is it the resolver that is slow, or only the zone that was asked about, which may be a sender's own?"""
         if not await self._resolver.answers():
             self._dead_until = asyncio.get_running_loop().time() + DEAD_FOR
+
+
+class Questions:
+    """Those of one mail: what has not been answered at `deadline`, by the loop's clock, is trouble.
+
+    What is known is told at once, without a task or a timer: they cost more than all else that is done with it.
+    """
+
+    def __init__(self, lookups: Lookups, deadline: float) -> None:
+        self._lookups, self._deadline = lookups, deadline
+        self.known: Known = lookups.known
+
+    async def ask(self, name: str, kind: str) -> Answer:
+        if (known := self.known(name, kind)) is not None:
+            return known
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._lookups.ask(name, kind)
+        except TimeoutError:
+            return DnsTrouble(f"{name}/{kind}: no answer in time")
+
+    async def texts(self, names: Iterable[str]) -> dict[str, Answer]:
+        """The TXT of each of `names`, all asked for at the same time."""
+        found = {name: self.known(name, "TXT") for name in names}
+        missing = [name for name, answer in found.items() if answer is None]
+        asked = await asyncio.gather(*(self.ask(name, "TXT") for name in missing)) if missing else ()
+        answers = {name: answer for name, answer in found.items() if answer is not None}
+        return answers | dict(zip(missing, asked, strict=True))
 
 
 def is_name(text: str) -> bool:

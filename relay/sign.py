@@ -1,7 +1,7 @@
 """DKIM: our keys, and a signature from a header block and the hash of a body (RFC 6376, RFC 8301, RFC 8463).
 
 Knows alone: which fields we sign, and how a body is hashed while it streams, so that 13 MB are neither held nor split
-into lines. Canonicalisation and folding are dkimpy's; RSA is `cryptography`'s, twenty times faster than dkimpy's own.
+into lines. Folding is dkimpy's; RSA is `cryptography`'s, twenty times faster than dkimpy's own.
 Limits: signs, does not verify; no l=, no x= (a retry after days must still verify), no i=.
 """
 
@@ -9,12 +9,11 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import dkim
-import dkim.canonicalization
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
@@ -94,6 +93,22 @@ _FIELD = re.compile(rb"(?m)^([\x21-\x39\x3b-\x7e]+)[ \t]*:(" + FIELD_VALUE + rb"
 def fields(block: bytes) -> list[Field]:
     """The fields of a header block, in order. Lines that are no field are passed over."""
     return [(match[1], match[2]) for match in _FIELD.finditer(block)]
+
+
+def relaxed(headers: Sequence[Field]) -> list[Field]:
+    """The fields under "relaxed" canonicalisation (RFC 6376 §3.4.2). Most have nothing to be brought into form."""
+    return [(name.lower(), _on_one_line(value.strip()) + b"\r\n") for name, value in headers]
+
+
+def _on_one_line(value: bytes) -> bytes:
+    """Unfolded, and each run of blanks one space."""
+    if b"\n" in value:
+        value = value.replace(b"\r\n", b"").replace(b"\n", b"")
+    if b"\t" in value:
+        value = value.replace(b"\t", b" ")
+    while b"  " in value:
+        value = value.replace(b"  ", b" ")
+    return value
 
 
 # ---
@@ -195,7 +210,6 @@ OVERSIGNED = frozenset(
 
 # dkimpy has no types.
 _fold: Callable[[bytes, int], bytes] = dkim.fold
-_relaxed: Callable[[list[Field]], list[Field]] = dkim.canonicalization.Relaxed.canonicalize_headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,5 +263,5 @@ def _chosen(headers: list[Field]) -> tuple[list[bytes], list[Field]]:
 
 def _canonical(chosen: list[Field], value: bytes) -> bytes:
     """What is signed (RFC 6376 §3.7): the fields chosen, then this signature with an empty b=."""
-    lines = [name + b":" + text for name, text in _relaxed([*chosen, (b"DKIM-Signature", value)])]
+    lines = [name + b":" + text for name, text in relaxed([*chosen, (b"DKIM-Signature", value)])]
     return b"".join(lines).removesuffix(b"\r\n")

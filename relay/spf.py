@@ -2,22 +2,26 @@
 
 Knows alone: how pyspf is fed. It is synchronous and finds its DNS in a global of its module: it is run with the answers
 there are, stops at the first that is missing, and begins anew when that has come. A run takes a fraction of a
-millisecond, which is less than a thread that waits for the DNS costs. Limits: no Received-SPF, and exp= is not read.
+millisecond, which is less than a thread that waits for the DNS costs. What it found is said again of the same peer and
+domain while the DNS says the same. Limits: no Received-SPF, and exp= is not read.
 """
 
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from time import thread_time
 from typing import Any
 
-from relay.dns import DnsTrouble, NoDomain
-from relay.lookups import Answer, Ask
+from relay.dns import DnsTrouble, NoDomain, Records
+from relay.lookups import Answer, Known, Questions
 from rules.authentication import Spf, SpfResult
 from rules.author import a_labels
 
 MAX_QUESTIONS = 150  # of one check; RFC 7208 §4.6.4 allows ten terms, each of ten names at most
 MAX_RECORD, MAX_TERM = 4096, 300  # bytes: pyspf takes quadratic time on some terms
 MAX_CPU = 0.5  # seconds, of all runs of one check
+MOST = 500  # results kept
+MAX_KEPT = 12  # answers that one of them rests on
 
 _RESULTS: dict[str, SpfResult] = {
     "none": "none",
@@ -30,50 +34,138 @@ _RESULTS: dict[str, SpfResult] = {
 }
 
 
-async def check(peer: str, *, helo: str, sender: str, ask: Ask) -> Spf:
-    """May a host with this address send in the name of `sender`, or, where that is null, of `helo` (§2.4)?"""
-    local, at, domain = sender.rpartition("@")
-    domain = a_labels(helo if not sender else domain if at else "")
-    if not domain:
-        return Spf()
-    # pyspf takes the first @ for the one that counts.
-    identity = f"{local.replace('@', '=') or 'postmaster'}@{domain}"
-    answers: dict[_Question, Answer] = {}
-    spent = 0.0
-    while len(answers) <= MAX_QUESTIONS:
-        began = thread_time()
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who hands in a mail, as SMTP tells it. `sender` is of the envelope; "" is the null sender."""
+
+    peer: str  # its IP address
+    helo: str
+    sender: str
+
+    @property
+    def domain(self) -> str:
+        """In whose name it speaks: that of the sender, or, where that is null, of HELO (RFC 7208 §2.4); "" if none."""
+        _, at, domain = self.sender.rpartition("@")
+        return a_labels(self.helo if not self.sender else domain if at else "")
+
+    def identity(self, domain: str) -> str:
+        # pyspf takes the first @ for the one that counts.
+        return f"{self.sender.rpartition('@')[0].replace('@', '=') or 'postmaster'}@{domain}"
+
+
+class Checker:
+    """May a host with this address send in the name of this domain? One per process: it remembers."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], _Kept] = {}
+
+    def at_once(self, client: Client, known: Known) -> Spf | None:
+        """The result, if all that it takes is known; None where `check` would have to ask."""
+        domain = client.domain
+        if not domain:
+            return Spf()
+        kept = self._kept.get((client.peer, domain))
+        if kept is not None and kept.stands(known):
+            return kept.result
         try:
-            return Spf(_run(answers, peer, helo, identity), domain)
-        except _MissingError as missing:
-            question = missing.question
-        spent += thread_time() - began
-        if spent > MAX_CPU:
-            return Spf("temperror", domain)  # RFC 7208 §4.6.4
-        answers[question] = await ask(*question)
-    return Spf("permerror", domain)
+            return self._run(client, domain, _Answers(known))
+        except _MissingError:
+            return None
+
+    async def check(self, client: Client, questions: Questions) -> Spf:
+        """The same, however long it takes."""
+        domain = client.domain
+        if not domain:
+            return Spf()
+        answers, spent = _Answers(questions.known), 0.0
+        while True:
+            began = thread_time()
+            try:
+                return self._run(client, domain, answers)
+            except _MissingError as missing:
+                question = missing.question
+            spent += thread_time() - began
+            if spent > MAX_CPU:
+                return Spf("temperror", domain)  # RFC 7208 §4.6.4
+            answers.given[question] = await questions.ask(*question)
+
+    def _run(self, client: Client, domain: str, answers: "_Answers") -> Spf:
+        found = Spf(_run(client, domain, answers), domain)
+        key = (client.peer, domain)
+        self._kept.pop(key, None)
+        if answers.are_all():
+            self._kept[key] = _Kept(found, answers.given)
+            if len(self._kept) > MOST:
+                del self._kept[next(iter(self._kept))]  # the oldest
+        return found
 
 
 _Question = tuple[str, str]  # name and type
 
 
 class _MissingError(BaseException):
-    """pyspf needs an answer that has not been asked for. Not an Exception, so that it catches it nowhere."""
+    """pyspf needs an answer that has to be asked for. Not an Exception, so that it catches it nowhere."""
 
     def __init__(self, question: _Question) -> None:
         super().__init__(question)
         self.question = question
 
 
-_answers: dict[_Question, Answer] = {}  # those of the run under way
+class _TooManyError(BaseException):
+    """pyspf has more questions than it may."""
 
 
-def _run(answers: dict[_Question, Answer], peer: str, helo: str, identity: str) -> SpfResult:
+class _Answers:
+    """What the DNS has said so far in one check: the same to the end of it, even where it changes meanwhile."""
+
+    def __init__(self, known: Known) -> None:
+        self.given: dict[_Question, Answer] = {}
+        self._known = known
+
+    def get(self, question: _Question) -> Answer:
+        answer = self.given.get(question)
+        if answer is None:
+            if len(self.given) >= MAX_QUESTIONS:
+                raise _TooManyError
+            answer = self._known(*question)
+            if answer is None:
+                raise _MissingError(question)
+            self.given[question] = answer
+        return answer
+
+    def are_all(self) -> bool:
+        """Does a result rest on these alone, and the peer's address, and no trouble? A macro may tell of more."""
+        said = self.given.values()
+        return len(said) <= MAX_KEPT and not any(
+            isinstance(answer, DnsTrouble) or _has_macro(answer) for answer in said
+        )
+
+
+def _has_macro(answer: Answer) -> bool:
+    return isinstance(answer, Records) and any(b"%" in text for text in answer.texts())
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    result: Spf
+    answers: dict[_Question, Answer]
+
+    def stands(self, known: Known) -> bool:
+        """Each answer is still known, which is for as long as its TTL says, and is the same."""
+        return all(known(*question) == answer for question, answer in self.answers.items())
+
+
+_answers = _Answers(lambda _name, _kind: None)  # those of the run under way
+
+
+def _run(client: Client, domain: str, answers: _Answers) -> SpfResult:
     global _answers
     _answers = answers
     try:
-        result, _, _ = _query()(i=peer.partition("%")[0], s=identity, h=helo).check()
+        query = _query()(i=client.peer.partition("%")[0], s=client.identity(domain), h=client.helo)
+        result, _, _ = query.check()
         return _RESULTS[result]
-    except Exception:  # pyspf has no list of what it raises
+    except (_TooManyError, Exception):  # pyspf has no list of what it raises
         return "permerror"
 
 
@@ -116,8 +208,6 @@ def _query() -> Any:
 def _lookup(name: str, kind: str, *_: object) -> list[tuple[_Question, Any]]:
     """Stands for pyspf's DNSLookup; a name that does not exist has no records."""
     answer = _answers.get((name, kind))
-    if answer is None:
-        raise _MissingError((name, kind))
     if isinstance(answer, DnsTrouble):
         raise _pyspf().TempError(answer.text)
     if isinstance(answer, NoDomain):

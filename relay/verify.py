@@ -1,8 +1,8 @@
 """DKIM signatures of a mail, verified (RFC 6376, RFC 8301, RFC 8463).
 
-Knows alone: what makes a signature good, and how a body of any size is hashed once for all of them. Tags and
-canonicalisation of fields are dkimpy's, RSA and Ed25519 `cryptography`'s; the rest of dkimpy's verifier is not used: it
-splits bodies into lines, takes quadratic time on some fields, and does not ask whether From was signed. Nothing raises:
+Knows alone: what makes a signature good, and how a body of any size is hashed once for all of them. Tags are dkimpy's,
+RSA and Ed25519 `cryptography`'s; the rest of dkimpy's verifier is not used: it splits bodies into lines, takes quadratic
+time on some fields, and does not ask whether From was signed. Nothing raises:
 what cannot be understood is "permerror". Limits: the first ten signatures; lines end in CRLF (others are refused at the
 door); a signature of a part of the body (l=) is not believed.
 """
@@ -11,10 +11,10 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import dkim
-import dkim.canonicalization
 import dkim.util
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from relay.entity import has_junk
-from relay.sign import Field, SimpleBodyHash
+from relay.sign import Field, SimpleBodyHash, relaxed
 from rules.authentication import DkimResult, Signature
 from rules.author import a_labels
 
@@ -31,6 +31,7 @@ MAX_SIGNATURES = 10
 MAX_FIELD = 16 * 1024  # bytes of a DKIM-Signature or of a key record
 MAX_SIGNED = 256 * 1024  # bytes of header that one signature speaks of: the event loop canonicalises them
 MIN_BITS, MAX_BITS = 1024, 4096  # RFC 8301 §3.2
+KEYS = 256  # of domains: to parse one takes half as long as to verify with it
 MAX_EXPONENT = 1 << 32  # a verification takes as many squarings as it has bits; 65537 is everybody's
 
 Canonical = Literal["simple", "relaxed"]
@@ -39,7 +40,6 @@ Tags = dict[bytes, bytes]
 # dkimpy has no types.
 _parse_tags: Callable[[bytes], Tags] = dkim.util.parse_tag_value
 _validate: Callable[[Tags], None] = dkim.validate_signature_fields
-_relaxed: Callable[[Sequence[Field]], list[Field]] = dkim.canonicalization.Relaxed.canonicalize_headers
 
 
 class _NoPass(Exception):
@@ -176,12 +176,12 @@ class Headers:
         if sum(len(value) for _, value in chosen) > MAX_SIGNED:
             raise _NoPass("permerror", "header")
         own = [(claim.field[0], _without_signature(claim.field[1]))]
-        lines = self._canonical(chosen) + _relaxed(own) if claim.header == "relaxed" else chosen + own
+        lines = self._canonical(chosen) + relaxed(own) if claim.header == "relaxed" else chosen + own
         return b"".join([name + b":" + value for name, value in lines]).removesuffix(b"\r\n")
 
     def _canonical(self, chosen: Sequence[Field]) -> list[Field]:
         new = [field for field in chosen if field not in self._relaxed]
-        self._relaxed.update(zip(new, _relaxed(new), strict=True))
+        self._relaxed.update(zip(new, relaxed(new), strict=True))
         return [self._relaxed[field] for field in chosen]
 
 
@@ -201,7 +201,7 @@ def _key(texts: Iterable[bytes], claim: Claim) -> tuple[RSAPublicKey | Ed25519Pu
     if record is None:
         raise _NoPass("permerror", "no key")
     try:
-        tags = _tags(record)
+        tags = _published(record)
     except Exception:
         raise _NoPass("permerror", "key syntax") from None
     kind, flags = tags.get(b"k", b"rsa"), tags.get(b"t", b"").split(b":")
@@ -220,6 +220,12 @@ def _key(texts: Iterable[bytes], claim: Claim) -> tuple[RSAPublicKey | Ed25519Pu
     return _loaded(kind, tags[b"p"]), "testing" if b"y" in flags else ""
 
 
+@lru_cache(KEYS)
+def _published(record: bytes) -> Tags:
+    return _tags(record)
+
+
+@lru_cache(KEYS)
 def _loaded(kind: bytes, encoded: bytes) -> RSAPublicKey | Ed25519PublicKey:
     try:
         raw = base64.b64decode(encoded)

@@ -7,7 +7,7 @@ and `dmarc`'s.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 SpfResult = Literal["none", "neutral", "pass", "fail", "softfail", "temperror", "permerror"]
@@ -71,7 +71,11 @@ class Authentication:
 
 def facts(known: Authentication) -> dict[str, Any]:
     """As kept, of JSON types only."""
-    return asdict(known)
+    return {"spf": _slots(known.spf), "dkim": [_slots(each) for each in known.dkim], "dmarc": _slots(known.dmarc)}
+
+
+def _slots(record: Spf | Signature | Dmarc) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}  # asdict copies deeply, in ten times as long
 
 
 def of_facts(kept: Mapping[str, Any]) -> Authentication:

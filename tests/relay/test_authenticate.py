@@ -12,6 +12,7 @@ from relay.authenticate import Authenticator, Mail
 from relay.dns import Resolver
 from relay.lookups import Lookups
 from relay.sign import Signer, SimpleBodyHash
+from relay.spf import Client
 from rules.authentication import Authentication, Dmarc, Signature, Spf
 from tests.support.nameserver import NameServer
 
@@ -55,7 +56,7 @@ def mail(raw: bytes, *, peer: str = OUT, sender: str = "a@fr.test", helo: str = 
     def read(offset: int, length: int) -> bytes:
         return raw[offset : offset + length]
 
-    return Mail(peer, helo, sender, raw.index(b"\r\n\r\n") + 4, len(raw), read)
+    return Mail(Client(peer, helo, sender), raw.index(b"\r\n\r\n") + 4, len(raw), read)
 
 
 def ask(server: NameServer, mail: Mail) -> Authentication:
@@ -143,10 +144,10 @@ def test_a_large_body_is_read_in_pieces(server: NameServer) -> None:
         return raw[offset : offset + length]
 
     one = mail(raw)
-    large = Mail(one.peer, one.helo, one.sender, one.header_end, one.size, read)
+    large = Mail(one.client, one.header_end, one.size, read)
     assert ask(server, large).dkim == signed("fr.test")
     assert sum(lengths) == len(raw) and max(lengths) <= 1 << 18
-    changed = Mail(one.peer, one.helo, one.sender, one.header_end, one.size - 20, read)
+    changed = Mail(one.client, one.header_end, one.size - 20, read)
     assert ask(server, changed).dkim == (Signature("fail", "fr.test", "s", "body"),)
 
 
@@ -158,13 +159,13 @@ def test_a_body_that_no_signature_speaks_of_is_not_read(server: NameServer) -> N
         return raw[offset : offset + length]
 
     one = mail(raw)
-    assert ask(server, Mail(one.peer, one.helo, one.sender, one.header_end, one.size, read)).dkim[0].why == "signature"
+    assert ask(server, Mail(one.client, one.header_end, one.size, read)).dkim[0].why == "signature"
 
 
 def test_a_disk_that_fails_is_no_result(server: NameServer) -> None:
     raw = message(signers=("fr.test",))
     one = mail(raw)
-    short = Mail(one.peer, one.helo, one.sender, one.header_end, one.size + 10, one.read)
+    short = Mail(one.client, one.header_end, one.size + 10, one.read)
     with pytest.raises(OSError, match="shorter"):
         ask(server, short)
 
@@ -307,6 +308,21 @@ def test_mail_of_a_zone_that_does_not_answer_keeps_no_other_waiting(
         return known
 
     assert asyncio.run(flooded()) == Authentication(FAILED, (), Dmarc("fail", "fr.test", "reject"))
+
+
+def test_neither_spf_nor_dmarc_waits_for_the_keys_of_a_signature(
+    server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever signs with a zone that does not answer could make a doubt of another domain's refusal."""
+    server.fail("hole.test", "silent")
+    server.publish(
+        ZONE + 'chain.test. TXT "v=spf1 include:quiet.test -all"\n_dmarc.chain.test. TXT "v=DMARC1; p=reject"'
+    )
+    monkeypatch.setattr(authenticate, "LONGEST", 0.5)
+    raw = message("a@chain.test", signers=("hole.test",))
+    known = ask(server, mail(raw, sender="a@chain.test"))
+    assert known.dkim == (Signature("temperror", "hole.test", "s", "DNS"),)
+    assert known.spf == Spf("fail", "chain.test") and known.dmarc == Dmarc("fail", "chain.test", "reject")
 
 
 def test_what_is_cached_needs_no_slot(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,3 +270,18 @@ def test_records_of_any_type(server: NameServer) -> None:
 )
 def test_only_a_resolver_on_this_machine_is_believed(servers: list[str], local: bool) -> None:
     assert Resolver(servers)._local is local
+
+
+def test_what_is_at_hand_is_true_for_its_ttl_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.dns.AT_HAND", 2)
+    with NameServer('a.test. 60 TXT "a"\nb.test. 60 TXT "b"\nnone.test. 60 A 192.0.2.1\n') as server:
+        resolver = Resolver([server.address])
+        names = ("a.test", "b.test", "none.test")
+        found = {name: asyncio.run(resolver.records(name, "TXT")) for name in names}
+        for _ in range(2):
+            assert {name: resolver.cached(name, "TXT") for name in names} == found
+        assert resolver.cached("a.test", "A") is None
+        assert len(resolver._at_hand) == 2
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 61)
+        assert resolver.cached("a.test", "TXT") is None and resolver.cached("b.test", "TXT") is None

@@ -21,7 +21,8 @@ import pytest
 
 from relay import spf
 from relay.dns import Resolver
-from relay.lookups import Answer, Lookups
+from relay.lookups import Answer, Lookups, Questions
+from relay.spf import Checker, Client
 from rules.authentication import Spf
 from tests.support.nameserver import NameServer
 
@@ -150,8 +151,11 @@ def server() -> Iterator[NameServer]:
 
 
 async def check(server: NameServer, peer: str, sender: str, helo: str) -> Spf:
-    ask = Lookups(Resolver([server.address])).until(asyncio.get_running_loop().time() + 20)
-    return await spf.check(peer, helo=helo, sender=sender, ask=ask)
+    return await Checker().check(Client(peer, helo, sender), questions(server))
+
+
+def questions(server: NameServer) -> Questions:
+    return Questions(Lookups(Resolver([server.address])), asyncio.get_running_loop().time() + 20)
 
 
 @pytest.mark.parametrize(("peer", "sender", "helo", "result", "domain"), CASES)
@@ -161,8 +165,8 @@ def test_spf(server: NameServer, peer: str, sender: str, helo: str, result: Any,
 
 def test_many_at_once_do_not_mix(server: NameServer) -> None:
     async def all_of_them() -> list[Spf]:
-        lookups = Lookups(Resolver([server.address]))
-        checks = [spf.check(case[0], helo=case[2], sender=case[1], ask=lookups.ask) for case in CASES * 3]
+        checker, asking = Checker(), questions(server)
+        checks = [checker.check(Client(case[0], case[2], case[1]), asking) for case in CASES * 3]
         return await asyncio.gather(*checks)
 
     assert asyncio.run(all_of_them()) == [Spf(result, domain) for *_, result, domain in CASES * 3]  # type: ignore[arg-type]
@@ -211,18 +215,124 @@ def test_what_others_do_meanwhile_does_not_count(server: NameServer, monkeypatch
     monkeypatch.setattr(spf, "MAX_CPU", 0.15)
     spf._query()  # imported before
 
-    async def busy() -> Spf:
-        known = Lookups(Resolver([server.address]))
-
-        async def ask(name: str, kind: str) -> Answer:
+    class Busy(Questions):
+        async def ask(self, name: str, kind: str) -> Answer:
             until = time.thread_time() + 0.06
             while time.thread_time() < until:
                 pass
-            return await known.ask(name, kind)
+            return await super().ask(name, kind)
 
-        return await spf.check(MAIL, helo="x.test", sender="jean@fr.test", ask=ask)
+    async def busy() -> Spf:
+        asking = Busy(Lookups(Resolver([server.address])), asyncio.get_running_loop().time() + 20)
+        return await Checker().check(Client(MAIL, "x.test", "jean@fr.test"), asking)
 
     assert asyncio.run(busy()) == Spf("pass", "fr.test")
+
+
+# ---
+# What was found is remembered
+
+
+class Counted(Checker):
+    """Counts how often pyspf is run to an end."""
+
+    ran = 0
+
+    def _run(self, *words: Any) -> Spf:
+        found = super()._run(*words)
+        self.ran += 1
+        return found
+
+
+@pytest.mark.parametrize(("peer", "sender", "helo", "result", "domain"), CASES)
+def test_what_is_known_is_said_at_once_and_is_the_same(
+    server: NameServer, peer: str, sender: str, helo: str, result: Any, domain: str
+) -> None:
+    async def twice() -> list[Spf | None]:
+        checker, asking, client = Counted(), questions(server), Client(peer, helo, sender)
+        found = [await checker.check(client, asking)]
+        return [*found, Checker().at_once(client, asking.known), checker.at_once(client, asking.known)]
+
+    assert asyncio.run(twice()) == [Spf(result, domain)] * 3
+
+
+def test_pyspf_is_run_once_for_a_peer_and_a_domain(server: NameServer) -> None:
+    async def several() -> Counted:
+        checker, asking = Counted(), questions(server)
+        assert checker.at_once(Client(IN, "x.test", "jean@include.test"), asking.known) is None
+        assert checker.ran == 0
+        for peer, result in ((IN, "pass"), (OUT, "softfail")):
+            await checker.check(Client(peer, "x.test", "jean@include.test"), asking)
+            for sender in ("jean@include.test", "marie@Include.test"):
+                found = checker.at_once(Client(peer, "y.test", sender), asking.known)
+                assert found == Spf(result, "include.test")  # type: ignore[arg-type]
+        return checker
+
+    assert asyncio.run(several()).ran == 2
+
+
+def test_what_depends_on_more_than_peer_and_domain_is_not_remembered(server: NameServer) -> None:
+    async def several() -> list[Spf]:
+        checker, asking = Checker(), questions(server)
+        clients = [Client(IN, "x.test", f"{name}@exists.test") for name in ("jean", "marie", "jean")]
+        clients += [Client(IN, helo, "jean@helo.test") for helo in ("mx.fr.test", "x.test", "mx.fr.test")]
+        found = [await checker.check(client, asking) for client in clients]
+        assert not checker._kept
+        return found
+
+    assert [found.result for found in asyncio.run(several())] == ["pass", "fail", "pass"] * 2
+
+
+def test_nothing_is_remembered_beyond_the_ttl(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def changed(server: NameServer) -> None:
+        checker, asking, client = Counted(), questions(server), Client(IN, "x.test", "jean@a.test")
+        assert await checker.check(client, asking) == Spf("pass", "a.test")
+        server.publish('a.test. 300 TXT "v=spf1 include:b.test -all"\nb.test. 20 TXT "v=spf1 -all"')
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 15)
+        assert checker.at_once(client, asking.known) == Spf("pass", "a.test") and checker.ran == 1
+        monkeypatch.setattr(time, "time", lambda: now + 25)  # that of b.test is over, not that of a.test
+        assert checker.at_once(client, asking.known) is None
+        assert await checker.check(client, asking) == Spf("fail", "a.test")
+        assert checker.at_once(client, asking.known) == Spf("fail", "a.test") and checker.ran == 2
+
+    zone = 'a.test. 300 TXT "v=spf1 include:b.test -all"\nb.test. 20 TXT "v=spf1 ip4:192.0.2.1"'
+    with NameServer(zone) as server:
+        asyncio.run(changed(server))
+
+
+def test_a_trouble_is_no_result_to_remember(server: NameServer) -> None:
+    async def troubled() -> None:
+        checker = Checker()
+        for _ in range(2):
+            found = await checker.check(Client(IN, "x.test", "jean@includedead.test"), questions(server))
+            assert found == Spf("temperror", "includedead.test") and not checker._kept
+
+    asyncio.run(troubled())
+
+
+def test_the_oldest_result_is_forgotten_first(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spf, "MOST", 2)
+
+    async def three() -> list[str]:
+        checker, asking = Checker(), questions(server)
+        for domain in ("soft.test", "open.test", "neutral.test"):
+            await checker.check(Client(IN, "x.test", f"jean@{domain}"), asking)
+        return [domain for _, domain in checker._kept]
+
+    assert asyncio.run(three()) == ["open.test", "neutral.test"]
+
+
+def test_as_many_questions_are_allowed_of_what_is_known(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked(most: int) -> tuple[Spf, Spf | None]:
+        asking, client = questions(server), Client(OUT, "x.test", "jean@fr.test")
+        await Checker().check(client, asking)
+        monkeypatch.setattr(spf, "MAX_QUESTIONS", most)
+        fresh = questions(server)
+        return await Checker().check(client, fresh), Checker().at_once(client, asking.known)
+
+    assert asyncio.run(asked(4)) == (Spf("fail", "fr.test"),) * 2  # TXT, A, MX, A
+    assert asyncio.run(asked(3)) == (Spf("permerror", "fr.test"),) * 2
 
 
 def _strings(text: str) -> str:

@@ -368,7 +368,7 @@ def test_ten_signatures_of_one_large_header_cost_what_one_costs(monkeypatch: pyt
         canonicalised.extend(value for _, value in fields)
         return Relaxed.canonicalize_headers(fields)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(verify, "_relaxed", counted)
+    monkeypatch.setattr(verify, "relaxed", counted)
     signature = (
         b"DKIM-Signature: v=1; a=ed25519-sha256; c=relaxed/relaxed; d=fr.test; s=ed; h=from:x; bh="
         + base64.b64encode(bytes(32))
@@ -389,6 +389,26 @@ def test_ten_signatures_of_one_large_header_cost_what_one_costs(monkeypatch: pyt
 def test_names_are_told_as_the_dns_has_them() -> None:
     message = crafted("").replace(b"d=fr.test", "d=É.Fr.test".encode())
     assert verified(message) == [Signature("permerror", "xn--9ca.fr.test", "ed", "no key")]
+
+
+@given(
+    st.binary(max_size=3), st.lists(st.sampled_from(b"\r\n|\r|\n|a|:|  | |\t|\x0b|\x0c|\xff".split(b"|"))).map(b"".join)
+)
+@settings(max_examples=examples(300))
+def test_relaxed_fields_are_what_dkimpy_takes_them_for(name: bytes, value: bytes) -> None:
+    field = (name.strip(), value)
+    assert sign.relaxed([field]) == Relaxed.canonicalize_headers([field])
+
+
+def test_a_key_is_parsed_once_and_judged_each_time() -> None:
+    message = ours(HEADER + b"x\r\n", RSA)
+    verify._loaded.cache_clear()
+    assert [verified(message)[0].result for _ in range(3)] == ["pass"] * 3
+    assert verify._loaded.cache_info().misses == 1
+    revoked = {"rsa._domainkey.fr.test": [b"v=DKIM1; k=rsa; p="]}
+    assert [verified(message, revoked)[0].why for _ in range(2)] == ["key revoked"] * 2
+    other = {"rsa._domainkey.fr.test": [sign.dns_record(generate_private_key(65537, 2048)).encode()]}
+    assert verified(message, other)[0].result == "fail"
 
 
 # ---
