@@ -206,7 +206,7 @@ def cases(*, quick: bool) -> list[Case]:
     chosen += [accept("13.7 MB", 10, bdat=True, seconds=seconds)]
     chosen += [make(size) for make in (drain, through) for size in DRAINS]
     chosen += [listing(), memory()]
-    chosen += [verify(size, seconds=seconds) for size in ("20 KB", "1 MB")]
+    chosen += [verify(size, seconds=seconds) for size in ("20 KB", "1 MB", "13.7 MB")]
     chosen += [milter(size) for size in SESSIONS]
     if quick:
         return [case for case in chosen if case.what != "accept" or case.key in (("20 KB", 10), ("13.7 MB", 10))]

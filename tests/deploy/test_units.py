@@ -1,4 +1,4 @@
-"""The systemd units: every restriction they put on the service is tried on the real command, by what it asks of the kernel.
+"""The systemd units: what they take from the service is compared with what the real command asks of the kernel.
 
 Knows alone: how a directive is checked without a systemd to enforce it: the calls of a whole story (mail, filing, a run,
 a reload) are written down by strace and compared with what the directive leaves. Limits: it takes systemd's own word

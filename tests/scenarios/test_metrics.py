@@ -1,9 +1,11 @@
 """What Prometheus reads of a relay at work, and what it must never read: an address."""
 
 import re
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -67,6 +69,18 @@ def test_what_happens_is_counted(watched: Watched) -> None:
     assert after["welyb_relay_outcomes_total", "550", "achats.factures-meg.fr", "failed"] == 1
     assert (after["welyb_relay_queue", "waiting"], after["welyb_relay_queue", "failed"]) == (1, 1)  # the DSN waits
     assert 0 <= after["welyb_relay_run_duration_seconds",] <= after["welyb_relay_run_age_seconds",] < 300
+
+
+def test_how_late_the_oldest_is_shows(watched: Watched) -> None:
+    oldest = ("welyb_relay_oldest_due_seconds",)
+    assert watched.figures()[oldest] == 0
+    assert watched.mail(MEG).accepted
+    assert watched.figures()[oldest] == 0, "it is due at the next run, which is to come"
+    with closing(sqlite3.connect(watched.relay.folder / "var/relay.db")) as db, db:
+        db.execute("UPDATE delivery SET due_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 hour')")
+    assert 3600 <= watched.figures()[oldest] < 3900
+    watched.relay.cli("runs", "now")
+    assert watched.figures()[oldest] == 0
 
 
 def test_no_address_is_ever_read(watched: Watched) -> None:

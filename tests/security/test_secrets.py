@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from relay.store.database import open_for_listing, rows
@@ -24,6 +25,7 @@ from tests.support.clients import CLIENTS, Dialogue, Document, Sent, encoded, ma
 from tests.support.desk import Desk
 from tests.support.firm import Firm
 from tests.support.program import free_port
+from tests.support.relay import Relay
 
 pytestmark = pytest.mark.debian("postfix")
 
@@ -257,9 +259,15 @@ def guises(secret: bytes) -> Iterator[str]:
     yield base64.b32encode(secret).decode().rstrip("=").lower()
 
 
-def secrets(data: Path) -> dict[str, bytes]:
+def secrets(relay: Relay) -> dict[str, bytes]:
     """The numbers that are nobody's but ours."""
-    found = {"token.key": (data / "token.key").read_bytes()}
+    data, certificate = relay.folder / "var", Path(relay.settings["smtp"]["key"])
+    served = serialization.load_pem_private_key(certificate.read_bytes(), password=None)
+    assert isinstance(served, EllipticCurvePrivateKey)
+    found = {
+        "token.key": (data / "token.key").read_bytes(),
+        "certificate": _bytes(served.private_numbers().private_value),
+    }
     for path in (data / "dkim").glob("*.pem"):
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         if isinstance(key, RSAPrivateKey):
@@ -281,8 +289,8 @@ def outputs(story: Story) -> dict[str, str]:
 
 
 def test_no_key_is_ever_said(story: Story) -> None:
-    found = secrets(story.firm.relay.folder / "var")
-    assert len(found) == 1 + 6 + 1
+    found = secrets(story.firm.relay)
+    assert len(found) == 1 + 1 + 6 + 1
     said = outputs(story)
     joined = {where: re.sub(r"\s+", "", text).lower() for where, text in said.items()}
     for name, secret in found.items():
@@ -294,7 +302,7 @@ def test_no_key_is_ever_said(story: Story) -> None:
 
 
 def test_no_key_left_with_the_mail(story: Story) -> None:
-    found = secrets(story.firm.relay.folder / "var")
+    found = secrets(story.firm.relay)
     sent = [message.raw for message in story.firm.collector.messages()]
     assert len(sent) > 3
     for secret in found.values():
@@ -305,7 +313,7 @@ def test_no_key_left_with_the_mail(story: Story) -> None:
 def test_the_search_finds_a_key_where_there_is_one(story: Story) -> None:
     """Against a search that is blind."""
     pem = (story.firm.relay.folder / "var/dkim/s1.pem").read_text().replace("\n", "")
-    private = secrets(story.firm.relay.folder / "var")["s1.pem d"]
+    private = secrets(story.firm.relay)["s1.pem d"]
     assert any(guise[:40] in pem for guise in guises(private))
 
 

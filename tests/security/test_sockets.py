@@ -5,6 +5,7 @@ Limits: sd_listen_fds(3) is its contract; no systemd runs here.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -197,3 +198,20 @@ def test_what_is_no_listening_tcp_socket_is_refused(tmp_path: Path, thing: str) 
     assert done.returncode == 1, done.stderr
     assert "inherited descriptor 4" in done.stderr and "Remedy" in done.stderr and "Traceback" not in done.stderr
     assert "ready" not in done.stdout
+
+
+@pytest.mark.parametrize("abstract", ["", "@"], ids=["path", "abstract"])
+def test_systemd_is_told_when_mail_is_taken_and_when_no_more_is(
+    relays: list[Relay], tmp_path: Path, abstract: str
+) -> None:
+    """sd_notify(3), which Type=notify in the unit waits for."""
+    place = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind("\0" + place[1:] if abstract else place)
+        told.settimeout(30)
+        relay = Relay(tmp_path, env={"NOTIFY_SOCKET": abstract + place[1:] if abstract else place})
+        relays.append(relay.start())
+        assert told.recv(100) == b"READY=1"
+        assert CLIENTS["python"](relay.port, SENDER, [MEG], mail(SENDER, MEG, PDF)).accepted
+        assert relay.stop() == 0
+        assert told.recv(100) == b"STOPPING=1"
