@@ -1,10 +1,12 @@
 """The command `welyb-relay`. Each verb is a module, imported only when it is asked for, so that a listing starts fast."""
 
 import importlib
+import sys
 
 import click
 
 from relay.cli.language import t
+from relay.cli.output import fail
 
 _VERBS = {
     "serve": ("serve", t("sert : SMTP, classement, passages", "serve: SMTP, filing, runs")),
@@ -67,4 +69,12 @@ cli.help = t("La porte courrier de Welyb.", "The mail door of Welyb.")
 
 def main() -> None:
     """Exit codes: 0 done, 1 a change matched nothing or a check failed, 2 usage or settings, 3 no store."""
-    cli(prog_name="welyb-relay")
+    try:
+        cli(prog_name="welyb-relay")
+    except PermissionError as error:  # the data folder is its owner's alone, and any verb may be the first to meet that
+        remedy = t(
+            "lancez-la en root, ou comme le propriétaire des données", "run it as root, or as the owner of the data"
+        )
+        refusal = fail(f"{error.filename}: {error.strerror}. Remedy: {remedy}.", 1)
+        refusal.show()
+        sys.exit(refusal.exit_code)

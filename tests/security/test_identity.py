@@ -246,3 +246,14 @@ def test_a_data_folder_in_the_group_of_root_does_not_leave_us_in_it() -> None:
             check=True,
         )
         assert done.stdout == f"{(NOBODY,) * 3} [{NOBODY}]\n"
+
+
+@pytest.mark.parametrize("words", ["queue list", "check", "keys list", "dns", "explain meg+x@welyb.fr", "runs now"])
+def test_another_user_is_told_who_may_ask(open_relay: Callable[..., Relay], words: str) -> None:
+    relay = open_relay(UNNAMED, {})
+    asked = [*as_user(NOBODY), program("env"), "LC_ALL=en_GB.UTF-8", *reachable_by(NOBODY)]
+    done = subprocess.run(
+        [*asked, "--config", str(relay.config), *words.split()], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.startswith(f"Error: {relay.folder / 'var'}/")
+    assert done.stderr.endswith("Permission denied. Remedy: run it as root, or as the owner of the data.\n")
