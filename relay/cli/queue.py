@@ -60,6 +60,7 @@ def list_(ctx: click.Context, wanted: Any, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def show(ctx: click.Context, id_: str, as_json: bool) -> None:
+    from relay.cli.trace import lines
     from relay.store import listing
 
     config = settings(ctx)
@@ -75,7 +76,8 @@ def show(ctx: click.Context, id_: str, as_json: bool) -> None:
                 click.echo(f"{key:12} {printable(str(value if value is not None else ''))}")
             wanted = listing.Filter(ids=(str(row["id"]),))
             emit(listing.documents(db, wanted), ("id", "name", "type", "size", "sha256"), as_json=False)
-            emit(listing.trace(db, str(row["id"])), ("at", "actor", "event", "detail"), as_json=False)
+            story = (line for event in listing.trace(db, str(row["id"])) for line in lines(event))
+            emit(story, ("at", "actor", "event", "detail"), as_json=False)
 
 
 @queue.command(help=t("Les octets du message d'un envoi.", "The bytes of a delivery's message."))

@@ -30,10 +30,10 @@ def trace(ctx: click.Context, query: str, as_json: bool) -> None:
     if as_json:
         emit(story, (), as_json=True)
         return
-    emit((line for row in story for line in _lines(row)), ("at", "actor", "event", "what", "detail"), as_json=False)
+    emit((line for row in story for line in lines(row)), ("at", "actor", "event", "what", "detail"), as_json=False)
 
 
-def _lines(row: Record) -> Iterator[Record]:
+def lines(row: Record) -> Iterator[Record]:
     """An event, and below it who the mail proved to be from."""
     detail = dict(row["detail"])
     known = detail.pop("authentication", None)

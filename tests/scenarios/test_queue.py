@@ -199,6 +199,7 @@ def test_show_tells_documents_and_history(desk: Desk) -> None:
     one = desk.mail("montre")
     shown = desk.here("queue", "show", one).stdout
     assert all(word in shown for word in (one, "montre@factures-meg.fr", "montre.pdf", "accepted", "waiting"))
+    assert "sender=" in shown and "{'" not in shown
     (row,) = desk.json("queue", "show", one)
     assert row["id"] == one
     assert desk.here("queue", "show", "inconnu-1").exit_code == 1
