@@ -90,7 +90,7 @@ def reason(stored: str | None, zone: ZoneInfo) -> tuple[str, str | None]:
     if code not in HISTORY:
         return code, code
     if "at" in facts:
-        facts["at"] = datetime.fromisoformat(str(facts["at"])).astimezone(zone).strftime("%H h %M")
+        facts["at"] = datetime.fromisoformat(str(facts["at"])).astimezone(zone).strftime(t("%H h %M", "%H:%M"))
     return history(Reason(code, facts), current()), code
 
 
