@@ -69,7 +69,8 @@ def demo(ctx: click.Context) -> None:
     _title(t("Où est la facture EDF ?", "Where is the EDF invoice?"))
     _command(folder, "trace", "facture-edf.pdf")
     _title(t("À regarder", "To look at"))
-    command = f"welyb-relay --config {folder}/relay.toml"
+    typed = sys.argv[0] if Path(sys.argv[0]).name == "welyb-relay" else "welyb-relay"  # `make demo`: it is in no PATH
+    command = f"{typed} --config {folder}/relay.toml"
     click.echo(
         f"  find {folder}/ged -type f\n  {command} queue summary\n  {command} trace releve.zip\n  {command} runs list"
     )
