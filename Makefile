@@ -18,7 +18,7 @@ setup: .venv/.installed
 	@touch $@
 
 run: setup
-	@mkdir -p var/ged/macon-dupont
+	@mkdir -p -m 700 var && mkdir -p var/ged/macon-dupont
 	$(BIN)/welyb-relay serve
 
 test: .venv/.dev
