@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rules.published import Finding
     from rules.records import Certificate, DkimKey, Site
 
+SILENT = t(
+    "le DNS ne répond à rien, donc rien n'est comparé. Remedy: vérifiez le résolveur, ou nommez-en un : [delivery] dns.",
+    "the DNS answers nothing, so nothing is compared. Remedy: see to the resolver, or name one: [delivery] dns.",
+)
 TOLD = {
     "published": t("publié", "published"),
     "unknown": t("inconnu", "not known"),
@@ -71,7 +75,10 @@ def dns(ctx: click.Context, addresses: tuple[str, ...], sts: str, verify: bool, 
         return
     findings = verified(config, site)
     _show(findings, as_json=as_json)
-    if any(finding.verdict == "gap" for finding in findings):
+    verdicts = {finding.verdict for finding in findings}
+    if verdicts == {"unknown"}:  # which is not what "no gap" means
+        raise fail(SILENT, 1)
+    if "gap" in verdicts:
         ctx.exit(1)
 
 

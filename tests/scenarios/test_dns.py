@@ -25,6 +25,7 @@ from tests.support.desk import Desk
 from tests.support.firm import Firm
 from tests.support.nameserver import NameServer
 from tests.support.opendkim import Verified
+from tests.support.program import free_port
 from tests.support.relay import Relay
 from tests.support.zone import Zone, zone_text
 
@@ -200,6 +201,13 @@ def test_the_policy_file_is_looked_at_and_what_does_not_answer_is_no_gap(
     code, found = verified(desk)
     assert (code, found["_dmarc.welyb.fr. TXT"]["ok"]) == (0, None)
     server.trouble.clear()
+
+
+def test_a_resolver_that_is_not_there_finds_no_gap_and_no_record_either(tmp_path: Path) -> None:
+    desk = Desk(Relay(tmp_path, {"delivery": {"dns": [f"127.0.0.1:{free_port()}"]}}))
+    done = desk.here("dns", "--verify", "--json")
+    assert {json.loads(line)["code"] for line in done.stdout.splitlines()} == {"unknown"}
+    assert done.exit_code == 1 and "[delivery] dns" in done.output
 
 
 @pytest.mark.debian("port 443")
