@@ -29,6 +29,8 @@ import dns.rdtypes.ANY.MX
 import dns.resolver
 from dns.rdtypes.ANY.TXT import TXT
 
+from relay.recent import Recent
+
 LIFETIME = 5.0  # seconds for one question, all servers and retries counted
 PROBE_LIFETIME = 2.0
 RESOLV_CONF = "/etc/resolv.conf"
@@ -124,7 +126,7 @@ class Resolver:
         self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 §5.7: who asks so is told what was validated
         self._local = all(map(_is_loopback, self._resolver.nameservers))
         self._resolver.cache = dns.resolver.LRUCache(CACHED_ANSWERS)
-        self._at_hand: dict[tuple[str, str], tuple[float, Records | NoDomain]] = {}  # until when each is true
+        self._at_hand = Recent[tuple[str, str], tuple[float, Records | NoDomain]](AT_HAND)  # until when each is true
         self._shuffle = shuffle
 
     async def mx(self, domain: str) -> MxHosts | NullMx | NoDomain | DnsTrouble:
@@ -168,10 +170,7 @@ class Resolver:
             return None
         absent = answer.response.rcode() == dns.rcode.NXDOMAIN
         found = NoDomain(self._secure(answer.response)) if absent else self._records(answer)
-        self._at_hand.pop(key, None)
-        self._at_hand[key] = (answer.expiration, found)
-        if len(self._at_hand) > AT_HAND:
-            del self._at_hand[next(iter(self._at_hand))]  # the oldest
+        self._at_hand.keep(key, (answer.expiration, found))
         return found
 
     def _cached(self, name: dns.name.Name, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | None:

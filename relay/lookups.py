@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import dns.exception
 
 from relay.dns import DnsTrouble, NoDomain, Records, Resolver, absolute
+from relay.recent import Recent
 
 Answer = Records | NoDomain | DnsTrouble
 Known = Callable[[str, str], Answer | None]
@@ -33,7 +34,7 @@ class Lookups:
         self._resolver = resolver
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._zones: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # while any is asked about
-        self._troubles: dict[tuple[str, str], tuple[float, DnsTrouble]] = {}
+        self._troubles = Recent[tuple[str, str], tuple[float, DnsTrouble]](MOST)
         self._dead_until = 0.0
         self._probe: asyncio.Task[None] | None = None
 
@@ -69,16 +70,10 @@ class Lookups:
             return DnsTrouble(f"{key[0]}/{key[1]}: the DNS does not answer")
         answer = await self._resolver.records(*key)
         if isinstance(answer, DnsTrouble):
-            self._remember(key, answer)
+            self._troubles.keep(key, (clock() + REMEMBER, answer))
             if clock() - began > SLOW and (self._probe is None or self._probe.done()):
                 self._probe = asyncio.get_running_loop().create_task(self._look())
         return answer
-
-    def _remember(self, key: tuple[str, str], trouble: DnsTrouble) -> None:
-        self._troubles.pop(key, None)
-        self._troubles[key] = (asyncio.get_running_loop().time() + REMEMBER, trouble)
-        if len(self._troubles) > MOST:
-            del self._troubles[next(iter(self._troubles))]  # the oldest
 
     async def _look(self) -> None:
         """Is it the resolver that is slow, or only the zone that was asked about, which may be a sender's own?"""

@@ -14,6 +14,7 @@ from typing import Any
 
 from relay.dns import DnsTrouble, NoDomain, Records
 from relay.lookups import Answer, Known, Questions
+from relay.recent import Recent
 from rules.authentication import Spf, SpfResult
 from rules.author import a_labels
 
@@ -57,7 +58,7 @@ class Checker:
     """May a host with this address send in the name of this domain? One per process: it remembers."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], _Kept] = {}
+        self._kept = Recent[tuple[str, str], _Kept](MOST)
 
     def at_once(self, client: Client, known: Known) -> Spf | None:
         """The result, if all that it takes is known; None where `check` would have to ask."""
@@ -94,9 +95,7 @@ class Checker:
         key = (client.peer, domain)
         self._kept.pop(key, None)
         if answers.are_all():
-            self._kept[key] = _Kept(found, answers.given)
-            if len(self._kept) > MOST:
-                del self._kept[next(iter(self._kept))]  # the oldest
+            self._kept.keep(key, _Kept(found, answers.given))
         return found
 
 

@@ -18,9 +18,8 @@ from pathlib import Path
 SMALL = 256 << 10  # bytes: up to here a message is kept in memory until the batch is written
 SEGMENT_SIZE = 64 << 20
 PIECE = 1 << 18
-AHEAD = (
-    1 << 20
-)  # the most zeros that lie ready in a segment; the most of a large message that is not on its way to disk
+AHEAD = 1 << 20  # the most zeros that lie ready in a segment
+BEHIND = 1 << 20  # the most of a large message that is not yet on its way to the disk
 SHORT = 1 << 16  # a batch of so few bytes is worth the zeros
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _KEY = re.compile(r"s/([0-9a-z]+)/(\d+)/(\d+)|f/(\d{4}-\d{2}-\d{2})/([0-9a-z.-]+)")
@@ -50,7 +49,7 @@ class Incoming:
             self._pieces.append(piece)
         else:
             _write_all(self._fd, piece)
-            if self.size - self._started >= AHEAD:
+            if self.size - self._started >= BEHIND:
                 self._start()
 
     def _start(self) -> None:

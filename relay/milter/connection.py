@@ -89,8 +89,7 @@ class Connection(asyncio.Protocol):
         if isinstance(command, ProtocolError):
             raise command
         if isinstance(command, Quit):
-            self._waiting.clear()
-            self.close()
+            self._finish()
             return
         later = self._session.take(command)
         if later is not None and self._transport is not None:
@@ -121,6 +120,10 @@ class Connection(asyncio.Protocol):
             log.milter_broken(str(error))
         elif isinstance(error, Exception):
             log.trouble("milter", error)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Whatever was said behind it."""
         self._waiting.clear()
         self.close()
 
